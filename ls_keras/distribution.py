@@ -1,0 +1,417 @@
+"""Where training runs: the strategy of this machine or cluster, and a model whose `fit` works under all of them.
+
+Batches are global everywhere: a data set yields the batches of one training step, whatever the number of
+replicas, and `Model` gives each replica its rows. One device and many then compute the same numbers.
+
+Two machines train together when the same command starts on each, with one environment variable. On the first::
+
+    export TF_CONFIG='{"cluster": {"worker": ["10.0.0.1:12345", "10.0.0.2:12345"]},
+                       "task": {"type": "worker", "index": 0}}'
+    python recipes/cifar100_resnet56.py --strategy multi-worker --workdir results
+
+and on the second the same with `"index": 1`. Worker 0 is the chief; it alone writes. Every worker must see the
+same data, read the same checkpoint and make the same calls of `fit` and `evaluate`: each of them is a meeting
+point, and a worker that stays away leaves the others waiting. Two workers on one machine need two ports.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import ls_keras  # noqa: F401  (quiets TensorFlow before it is imported)
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+StrategyName = Literal["auto", "cpu", "mirrored", "multi-worker", "tpu"]
+
+_TF_CONFIG_EXAMPLE = (
+    '{"cluster": {"worker": ["10.0.0.1:12345", "10.0.0.2:12345"]}, "task": {"type": "worker", "index": 0}}'
+)
+
+
+def strategy(name: StrategyName = "auto") -> tf.distribute.Strategy:
+    """Choose where to train.
+
+    Call it once, before anything else of TensorFlow: workers find each other and TPUs are initialised here.
+
+    Args:
+        name: `"auto"` takes a TPU if `TPU_NAME` is set or one is attached, several workers if `TF_CONFIG` names
+            more than one, all GPUs if there are several, and else what TensorFlow does by itself. `"cpu"` uses
+            one CPU even beside a GPU. `"mirrored"` uses all GPUs or, without one, all logical CPUs.
+            `"multi-worker"` uses the workers in `TF_CONFIG`. `"tpu"` uses the TPU in `TPU_NAME`, or the local one.
+
+    Returns:
+        The strategy. Build and compile the model within `strategy.scope()`.
+
+    Raises:
+        ValueError: if the name is unknown, or if `TF_CONFIG` is needed and missing, or malformed.
+
+    Example:
+        >>> strategy("cpu").num_replicas_in_sync
+        1
+    """
+    known = get_args(StrategyName)
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f" Perhaps you meant {near[0]!r}." if near else ""
+        raise ValueError(f"Unknown strategy {name!r}: expected one of {', '.join(known)}.{hint}")
+    if name == "auto":
+        name = _best_available()
+    if name == "cpu":
+        return tf.distribute.OneDeviceStrategy("/cpu:0")
+    if name == "mirrored":
+        # Without arguments MirroredStrategy sees one CPU only, however many logical ones there are.
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if name == "multi-worker":
+        _workers_in_tf_config()
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu":
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=os.environ.get("TPU_NAME", "local"))
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    return tf.distribute.get_strategy()
+
+
+def _best_available() -> str:
+    if os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"):
+        return "tpu"
+    if os.environ.get("TF_CONFIG") and len(_workers_in_tf_config()) > 1:
+        return "multi-worker"
+    return "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "default"
+
+
+def _workers_in_tf_config() -> list[str]:
+    """Addresses of all workers, the chief first, from a `TF_CONFIG` that has been checked."""
+
+    def fault(reason: str) -> ValueError:
+        return ValueError(
+            f"The environment variable TF_CONFIG {reason}. Expected on the first of two workers, for example: "
+            f"TF_CONFIG='{_TF_CONFIG_EXAMPLE}'"
+        )
+
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        raise fault("is not set, and the strategy 'multi-worker' needs it")
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise fault(f"is not valid JSON ({error}): received {text!r}") from None
+    cluster, task = (config.get(key) if isinstance(config, dict) else None for key in ("cluster", "task"))
+    if not isinstance(cluster, dict) or not isinstance(task, dict):
+        raise fault(f"must be an object with 'cluster' and 'task': received {text!r}")
+    if not set(cluster) <= {"chief", "worker"}:
+        raise fault(f"may name chief and worker in 'cluster', nothing else: received {', '.join(cluster)}")
+    for addresses in cluster.values():
+        if not isinstance(addresses, list) or not all(_is_address(each) for each in addresses):
+            raise fault(f"must give the addresses as a list of 'host:port': received {addresses!r}")
+    members = cluster.get(task.get("type"), [])
+    if not isinstance(task.get("index"), int) or not 0 <= task["index"] < len(members):
+        raise fault(f"has a 'task' that is not in 'cluster': received {task!r} and {cluster!r}")
+    return [*cluster.get("chief", []), *cluster.get("worker", [])]
+
+
+def _is_address(text: Any) -> bool:
+    host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    return bool(host) and port.isdigit()
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Say whether this process is the one that writes files.
+
+    Args:
+        strategy: what `strategy(name)` returned.
+
+    Returns:
+        True except on the workers of a multi-worker strategy that are not its chief.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return True
+    resolver = strategy.cluster_resolver
+    return resolver.task_type in (None, "", "chief") or (
+        resolver.task_id == 0 and "chief" not in resolver.cluster_spec().jobs
+    )
+
+
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """Say in one line what runs where.
+
+    Args:
+        strategy: what `strategy(name)` returned.
+
+    Returns:
+        For example `"2 replicas, MirroredStrategy, here: CPU:0 CPU:1"`.
+    """
+    count = strategy.num_replicas_in_sync
+    # The default strategy names no device: TensorFlow places each operation, on the accelerator if there is one.
+    devices = strategy.extended.worker_devices
+    if not tf.distribute.has_strategy() and type(strategy) is tf.distribute.Strategy:
+        devices = [d.name for d in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+    here = " ".join(str(device).rpartition("device:")[2].lstrip("/").upper() for device in devices)
+    line = f"{count} replica{'s' if count > 1 else ''}, {type(strategy).__name__}, here: {here}"
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        resolver = strategy.cluster_resolver
+        line += f" ({resolver.task_type} {resolver.task_id}{', chief' if is_chief(strategy) else ''})"
+    return line
+
+
+@keras.saving.register_keras_serializable("ls_keras")
+class Model(keras.Model):
+    """A `keras.Model` that computes the same numbers on one device, on several, and on several workers.
+
+    Four things differ from Keras 3, and only when there is more than one replica:
+
+    - `fit` and `evaluate` run under `MultiWorkerMirroredStrategy`. Keras fails there twice: it builds the model
+      from a batch reduced across devices (here: from the data set's `element_spec`), and it reduces scalar logs
+      along an axis they do not have. See https://github.com/keras-team/keras/issues/20585.
+    - Each replica gets its own rows of each global batch, in order. Keras shards whole batches among workers, so
+      that two workers train on other batches than one process would.
+    - Gradients are summed over replicas before the optimizer sees them. Keras clips those of each replica (and, in
+      float16, looks for overflow in those of the first), but a sum of clipped gradients is not the clipped sum.
+    - `steps_per_execution` may exceed 1, where Keras fails with "You must feed a value for placeholder".
+
+    Batch normalisation sees the rows of one replica; only `synchronized=True` sees the whole batch. All replicas
+    draw the same dropout masks, each for its own rows.
+
+    Example:
+        >>> with strategy("mirrored").scope():
+        ...     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="logits")])
+        ...     model = Model(network.inputs, network.outputs[0])
+        >>> model.get_layer("logits") is network.get_layer("logits")
+        True
+
+    Reference: `tf.distribute.MultiWorkerMirroredStrategy`,
+    https://www.tensorflow.org/tutorials/distribute/multi_worker_with_keras
+    """
+
+    @property
+    def _is_replicated(self) -> bool:
+        strategy = self.distribute_strategy
+        several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        return several_workers or strategy.num_replicas_in_sync > 1
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
+        super().compile(*args, **kwargs)
+        if self._is_replicated and self.optimizer is not None:
+            if self.optimizer._distribution_strategy is not self.distribute_strategy:
+                raise ValueError("Create the optimizer and compile the model within strategy.scope().")
+            _sum_gradients_first(self.optimizer)
+
+    def fit(  # noqa: D102
+        self,
+        x: Any = None,
+        *args: Any,
+        steps_per_epoch: int | None = None,
+        validation_data: Any = None,
+        validation_steps: int | None = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        # Keras warns that it does not shuffle a data set, unless told so.
+        kwargs.setdefault("shuffle", not isinstance(x, tf.data.Dataset))
+        if self._is_replicated:
+            x, steps_per_epoch = _batches_and_steps(x, steps_per_epoch, self.distribute_strategy)
+            _require_whole_steps(x, steps_per_epoch, self)
+            x = _distribute(x.repeat(), self.distribute_strategy)
+            if validation_data is not None:
+                validation_data, validation_steps = self._for_evaluation(validation_data, validation_steps)
+        return super().fit(
+            x,
+            *args,
+            steps_per_epoch=steps_per_epoch,
+            validation_data=validation_data,
+            validation_steps=validation_steps,
+            **kwargs,
+        )
+
+    def evaluate(self, x: Any = None, *args: Any, steps: int | None = None, **kwargs: Any) -> Any:  # noqa: D102
+        if self._is_replicated:
+            x, steps = self._for_evaluation(x, steps)
+        return super().evaluate(x, *args, steps=steps, **kwargs)
+
+    def predict(self, x: Any, *args: Any, steps: int | None = None, **kwargs: Any) -> Any:  # noqa: D102
+        if self._is_replicated:
+            x, steps = self._for_evaluation(x, steps)
+        return super().predict(x, *args, steps=steps, **kwargs)
+
+    def _for_evaluation(self, data: Any, steps: int | None) -> tuple[tf.distribute.DistributedDataset, int | None]:
+        if isinstance(data, tf.distribute.DistributedDataset):  # fit() hands its validation data on
+            return data, steps
+        dataset, steps = _batches_and_steps(data, steps, self.distribute_strategy)
+        # What is not there cannot be counted when steps_per_execution does not divide the steps.
+        return _distribute(dataset.take(steps), self.distribute_strategy), steps
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is not None and self._is_replicated:
+            spec = iterator.data_adapter.get_tf_dataset().element_spec
+            data_batch = tf.nest.map_structure(_spec_of_one_replica, spec)
+        super()._maybe_symbolic_build(None if data_batch is not None else iterator, data_batch)
+
+    def _make_function(self, step_function: Any) -> Any:
+        if not self._is_replicated:
+            return super()._make_function(step_function)
+        strategy = self.distribute_strategy
+
+        def one_step(batch: Any) -> Any:
+            logs = strategy.run(step_function, args=(batch,))
+            return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), logs)
+
+        def one_more_step(count: Any, logs: Any, iterator: Any) -> Any:
+            batch = iterator.get_next_as_optional()
+            logs = tf.cond(batch.has_value(), lambda: one_step(batch.get_value()), lambda: logs)
+            return count + 1, logs
+
+        @tf.autograph.experimental.do_not_convert
+        def execution(iterator: Any) -> Any:
+            logs = one_step(iterator.get_next())
+            if self.steps_per_execution > 1:
+                _, logs = tf.while_loop(
+                    lambda count, _: count < self.steps_per_execution,
+                    lambda count, logs: one_more_step(count, logs, iterator),
+                    (tf.constant(1), logs),
+                )
+            return logs
+
+        return execution if self.run_eagerly else tf.function(execution, reduce_retracing=True)
+
+
+def _spec_of_one_replica(spec: Any) -> Any:
+    if isinstance(spec, tf.NoneTensorSpec):
+        return None
+    return getattr(spec, "_value_specs", (spec,))[0]
+
+
+def _batches_and_steps(data: Any, steps: int | None, strategy: tf.distribute.Strategy) -> tuple[Any, int]:
+    if not isinstance(data, tf.data.Dataset):
+        raise ValueError(
+            f"With {strategy.num_replicas_in_sync} replicas the data must be a tf.data.Dataset of global batches, "
+            f"received {type(data).__name__}. Use tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size)."
+        )
+    if steps is None:
+        steps = int(data.cardinality())
+    if steps < 1:
+        raise ValueError("The data set is empty, endless or of unknown length: say how many steps to take.")
+    return data, steps
+
+
+def _require_whole_steps(dataset: tf.data.Dataset, steps: int, model: Model) -> None:
+    # The mean of the replicas' mean losses is the mean over the batch only if all have as many rows.
+    batch_size = tf.nest.flatten(dataset.element_spec)[0].shape[0]
+    count = model.distribute_strategy.num_replicas_in_sync
+    if batch_size is None or batch_size % count:
+        raise ValueError(
+            f"fit() received batches of {batch_size or 'varying'} rows for {count} replicas, expected a fixed "
+            f"number that {count} divides. Change the batch size, or batch with drop_remainder=True."
+        )
+    if steps % model.steps_per_execution:
+        raise ValueError(
+            f"fit() received steps_per_epoch={steps}, expected a multiple of "
+            f"steps_per_execution={model.steps_per_execution}. Change one of them."
+        )
+
+
+def _distribute(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> tf.distribute.DistributedDataset:
+    return strategy.distribute_datasets_from_function(lambda context: _parts(dataset, context))
+
+
+def _parts(dataset: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
+    """The batches of this worker's replicas, one after the other."""
+    count = context.num_replicas_in_sync
+    here = count // context.num_input_pipelines
+    first = context.input_pipeline_id * here
+
+    def part(batch: Any, replica: int) -> Any:
+        def rows(tensor: tf.Tensor) -> tf.Tensor:
+            total = tensor.shape[0] or tf.shape(tensor)[0]
+            return tensor[replica * total // count : (replica + 1) * total // count]
+
+        return tf.nest.map_structure(rows, batch)
+
+    def parts(*batch: Any) -> tf.data.Dataset:
+        batch = batch if len(batch) > 1 else batch[0]
+        each = [tf.data.Dataset.from_tensors(part(batch, first + local)) for local in range(here)]
+        joined = each[0]
+        for following in each[1:]:
+            joined = joined.concatenate(following)
+        return joined
+
+    endless = dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    dataset = dataset.flat_map(parts)
+    # Knowing that data never ends saves the workers a vote before each step on whether there is more.
+    if endless:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    return dataset.prefetch(here)
+
+
+def _sum_gradients_first(optimizer: keras.optimizers.Optimizer) -> None:
+    apply = type(optimizer).apply
+
+    def sum_and_apply(gradients: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        present = [gradient for gradient in gradients if gradient is not None]
+        summed = iter(tf.distribute.get_replica_context().all_reduce("SUM", present))
+        gradients = [None if gradient is None else next(summed) for gradient in gradients]
+        apply(optimizer, gradients, trainable_variables)
+
+    optimizer.apply = sum_and_apply
+    # Keras's own sum; under mixed_float16 it is the wrapped optimizer that takes it.
+    getattr(optimizer, "inner_optimizer", optimizer)._all_reduce_sum_gradients = lambda pairs: pairs
+
+
+def get_state(model: keras.Model) -> list[np.ndarray]:
+    """Read everything that training changes, to save it.
+
+    Weights, moving statistics, the states of random generators and the optimizer's variables; metrics are left
+    out, since each epoch starts them anew. All are kept in full on each worker, so that the chief may read alone.
+
+    Args:
+        model: a built and compiled model.
+
+    Returns:
+        One array per variable, in a fixed order.
+
+    Raises:
+        ValueError: if the optimizer has no variables yet.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> model.compile("sgd")
+        >>> model.optimizer.build(model.trainable_variables)
+        >>> [array.shape for array in get_state(model)]  # kernel, bias, iterations, learning rate
+        [(4, 3), (3,), (), ()]
+    """
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in _state_variables(model)]
+
+
+def set_state(model: keras.Model, arrays: Sequence[np.ndarray]) -> None:
+    """Restore what `get_state` read, into a model of the same structure; every worker must do so.
+
+    Args:
+        model: a built and compiled model.
+        arrays: what `get_state` returned.
+
+    Raises:
+        ValueError: if number or shapes of the arrays differ from the model's; nothing is changed then.
+    """
+    variables = _state_variables(model)
+    expected = [tuple(variable.shape) for variable in variables]
+    received = [np.shape(array) for array in arrays]
+    if received != expected:
+        raise ValueError(
+            f"The state does not belong to this model and optimizer: received {len(received)} arrays of shapes "
+            f"{received}, expected {len(expected)} of shapes {expected}. Build them as they were when it was saved."
+        )
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)
+
+
+def _state_variables(model: keras.Model) -> list[keras.Variable]:
+    if model.optimizer is None or not model.optimizer.built:
+        raise ValueError(
+            "The model's optimizer has no variables yet: call model.compile(...) and then "
+            "model.optimizer.build(model.trainable_variables) within the strategy's scope."
+        )
+    return [*model.variables, *model.optimizer.variables]

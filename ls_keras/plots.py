@@ -1,0 +1,638 @@
+"""The paper's figures: arrays in, `matplotlib.figure.Figure` out.
+
+Every function computes nothing but means, extremes and Wilson intervals of what it is given, leaves
+matplotlib's global state alone (no pyplot, no rcParams) and returns a figure that `save` writes for print.
+Widths are those of a two-column page: 3.3 inches for one column, 7 inches for both. Colours are those of
+Okabe and Ito, told apart by readers with any colour vision; markers and dashes tell the same things apart
+in black and white."""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
+from matplotlib.transforms import blended_transform_factory
+from scipy import stats
+
+# Okabe & Ito, "Color Universal Design" (2008).
+_BLUE, _VERMILION, _GREEN, _SKY = "#0072B2", "#D55E00", "#009E73", "#56B4E9"
+_PURPLE, _ORANGE = "#CC79A7", "#E69F00"
+_GREY = "#595959"
+_COLORS = (_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY)
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+
+# Inches and points, for the width at which the figure is printed.
+_COLUMN, _PAGE = 3.3, 7.0
+_LABEL, _TICK = 8.0, 7.0
+_HAIRLINE = 0.6
+
+
+@dataclass(frozen=True)
+class PlanePanel:
+    """Examples of three classes projected onto the plane through their templates.
+
+    Args:
+        points: float [N, 2], projected penultimate activations, in units of the activations.
+        labels: int [N], 0, 1 or 2: the position of the example's class in `class_names` and `templates`.
+        templates: float [3, 2], the projected templates, in the same units.
+    """
+
+    points: np.ndarray
+    labels: np.ndarray
+    templates: np.ndarray
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """Accuracy over confidence of one network, in M bins of equal width over (0, 1].
+
+    Args:
+        name: what the legend calls it, for example "hard targets, T = 1.9".
+        confidence: float [M], mean confidence of the bin's examples, a fraction; ignored where `count` is 0.
+        accuracy: float [M], fraction of the bin's examples classified correctly; ignored where `count` is 0.
+        count: int [M], number of examples in the bin.
+        ece: expected calibration error, a fraction, as the legend shows it.
+    """
+
+    name: str
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+    ece: float
+
+
+@dataclass(frozen=True)
+class SeedCurve:
+    """Accuracy at P degrees of smoothing over S seeds.
+
+    Args:
+        name: what the legend calls it, for example "ResNet-56 teacher".
+        gamma: float [P], equivalent label smoothing γ of the targets, a fraction, increasing.
+        accuracy: float [P, S], held-out accuracy, a fraction, one column per seed.
+    """
+
+    name: str
+    gamma: np.ndarray
+    accuracy: np.ndarray
+
+
+@dataclass(frozen=True)
+class InformationCurve:
+    """Mutual information I(X; Y) at P moments of training, with the bracket that holds it.
+
+    Args:
+        name: what the legend calls it, for example "label smoothing, α = 0.1".
+        steps: int [P], training steps done, increasing.
+        estimate: float [P], in nats.
+        lower: float [P], lower end of the bracket, in nats.
+        upper: float [P], upper end of the bracket, in nats.
+    """
+
+    name: str
+    steps: np.ndarray
+    estimate: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+
+def template_plane_figure(
+    panels: Sequence[PlanePanel],
+    class_names: Sequence[str] | Sequence[Sequence[str]],
+    *,
+    row_names: Sequence[str] = (),
+    pair_titles: tuple[str, str] = ("without label smoothing", "with label smoothing"),
+    same_scale: bool = False,
+) -> Figure:
+    """Draw penultimate activations on the plane through three templates (the paper's Figure 1).
+
+    Each row holds four panels: one network's training and held-out examples, then the other's. The two
+    panels of a network share their axes; both axes of a panel have the same unit, so that angles and a
+    regular triangle are seen as they are.
+
+    Args:
+        panels: 4·R panels in reading order: R rows of (first network train, held-out, second network train,
+            held-out).
+        class_names: the three names, or R triples of names where the rows show different classes.
+        row_names: R short names such as "CIFAR-10, AlexNet"; none by default.
+        pair_titles: what the left and the right pair of columns show.
+        same_scale: draw both networks of a row to one scale instead of each to its own.
+
+    Returns:
+        A figure 7 inches wide with 4·R axes in reading order.
+
+    Raises:
+        ValueError: if the number of panels, names, shapes or labels do not fit, or if a coordinate is not
+            finite.
+
+    Example:
+        >>> templates = np.array([[0.0, 0.0], [2.0, 0.0], [1.0, 3.0**0.5]])
+        >>> panel = PlanePanel(templates + 0.1, np.arange(3), templates)
+        >>> len(template_plane_figure([panel] * 4, ["airplane", "automobile", "bird"]).axes)
+        4
+    """
+    num_rows = _check_panels(panels, row_names)
+    names = _names_per_row(class_names, num_rows)
+    left, gap, pair_gap, right = 0.56, 0.08, 0.40, 0.08
+    side = (_PAGE - left - 2 * gap - pair_gap - right) / 4
+    strip, headings, ticks, xlabel = 0.26, 0.36, 0.22, 0.18
+    height = headings + num_rows * (strip + side + ticks) + xlabel
+    figure = Figure(figsize=(_PAGE, height))
+    columns = np.cumsum([left, side + gap, side + pair_gap, side + gap])
+    for row in range(num_rows):
+        strip_top = height - row * (strip + side + ticks) - (headings if row else 0)
+        bottom = strip_top - strip - side - (0 if row else headings)
+        quartet = panels[4 * row : 4 * row + 4]
+        squares = _pair_squares(quartet, same_scale)
+        for column, panel in enumerate(quartet):
+            box = (columns[column] / _PAGE, bottom / height, side / _PAGE, side / height)
+            axes = figure.add_axes(box)
+            _draw_panel(axes, panel, squares[column // 2])
+            axes.tick_params(labelleft=column % 2 == 0)
+            if row == 0:
+                axes.set_title(("train", "held-out")[column % 2], size=_LABEL, pad=3)
+        figure.axes[4 * row].set_ylabel("second coordinate", size=_LABEL)
+        strip_centre = (strip_top - strip / 2) / height
+        if row_names:
+            figure.text(left / _PAGE, strip_centre, row_names[row], size=_LABEL, va="center_baseline")
+        _plane_legend(figure, names[row], ((_PAGE - right) / _PAGE, strip_centre))
+    for column, title in zip(columns[::2], pair_titles, strict=True):
+        centre = (column + side + gap / 2) / _PAGE
+        figure.text(centre, 1 - (strip + 0.10) / height, title, size=_LABEL, ha="center", va="center_baseline")
+    middle = (left + _PAGE - right) / 2 / _PAGE
+    label = "first coordinate in the template plane"
+    figure.text(middle, 0.04 / height, label, size=_LABEL, ha="center", va="bottom")
+    return figure
+
+
+def reliability_figure(curves: Sequence[ReliabilityCurve], *, intervals: bool = True) -> Figure:
+    """Draw accuracy over confidence, and how many examples each bin holds (the paper's Figure 2).
+
+    A point sits at the *mean* confidence of its bin, not at the bin's centre, so that its distance from the
+    dashed diagonal is the bin's term of the expected calibration error. Empty bins have no point.
+
+    Args:
+        curves: one to six networks with the same number of bins.
+        intervals: draw the 95 % Wilson interval of each accuracy, given the bin's count.
+
+    Returns:
+        A figure 3.3 inches wide with two axes: reliability above, bin counts below.
+
+    Raises:
+        ValueError: if there are no curves or too many, if the bins differ, if a count is negative or not
+            whole, or if a confidence or accuracy of a filled bin lies outside [0, 1].
+
+    Example:
+        >>> confidence, accuracy, count = np.array([0.0, 0.9]), np.array([0.0, 0.7]), np.array([0, 50])
+        >>> curve = ReliabilityCurve("hard", confidence, accuracy, count, 0.2)
+        >>> reliability_figure([curve]).axes[0].get_legend_handles_labels()[1]
+        ['hard (ECE 0.200)', 'perfect calibration']
+    """
+    _check_reliability(curves)
+    legend_height = _legend_height(len(curves) + 1)
+    left, right, bottom, counts_height, gap = 0.60, 0.08, 0.38, 0.75, 0.10
+    side = _COLUMN - left - right
+    height = legend_height + side + gap + counts_height + bottom
+    figure = Figure(figsize=(_COLUMN, height))
+    width = side / _COLUMN
+    upper = figure.add_axes((left / _COLUMN, (bottom + counts_height + gap) / height, width, side / height))
+    lower = figure.add_axes((left / _COLUMN, bottom / height, width, counts_height / height), sharex=upper)
+    edges = np.linspace(0.0, 1.0, len(curves[0].count) + 1)
+    for curve, color, marker, dashes in zip(curves, _COLORS, _MARKERS, _DASHES, strict=False):
+        filled = np.asarray(curve.count) > 0
+        confidence, accuracy = np.asarray(curve.confidence)[filled], np.asarray(curve.accuracy)[filled]
+        count = np.asarray(curve.count)[filled]
+        line = {"color": color, "linestyle": dashes, "linewidth": 1.1}
+        if intervals:
+            low, high = _wilson(accuracy, count)
+            upper.vlines(confidence, low, high, color=color, linewidth=0.7, alpha=0.6, zorder=2)
+        upper.plot(
+            confidence,
+            accuracy,
+            **line,
+            marker=marker,
+            markersize=3.2,
+            label=f"{curve.name} (ECE {curve.ece:.3f})",
+        )
+        lower.stairs(curve.count, edges, **line)
+    diagonal = {"color": _GREY, "linestyle": (0, (4, 3)), "linewidth": 0.9, "zorder": 1}
+    upper.plot([0, 1], [0, 1], **diagonal, label="perfect calibration")
+    _style(upper, "", "accuracy")
+    _style(lower, "confidence", "examples")
+    upper.tick_params(labelbottom=False)
+    upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    upper.set_yticks(np.linspace(0, 1, 6))
+    upper.set_xticks(np.linspace(0, 1, 6))
+    _count_scale(lower, np.concatenate([np.asarray(curve.count) for curve in curves]))
+    _legend_above(figure, upper)
+    for axes in (upper, lower):
+        # One place for both, whatever the width of the tick labels.
+        axes.yaxis.set_label_coords(
+            0.16 / _COLUMN, 0.5, transform=blended_transform_factory(figure.transFigure, axes.transAxes)
+        )
+    return figure
+
+
+def distillation_figure(
+    *,
+    teacher: SeedCurve,
+    baseline: SeedCurve,
+    hard_teacher: SeedCurve | None = None,
+    smoothed_teacher: SeedCurve | None = None,
+) -> Figure:
+    """Draw accuracy over the equivalent label smoothing γ (the paper's Figure 5).
+
+    Lines join the means over seeds; a vertical bar spans the smallest and the largest.
+
+    Args:
+        teacher: the teacher over its own label smoothing (γ = α).
+        baseline: the student without a teacher over its own label smoothing (γ = α).
+        hard_teacher: students of the teacher trained with hard targets, over its temperature.
+        smoothed_teacher: students of teachers trained with label smoothing, at temperature 1.
+
+    Returns:
+        A figure 3.3 inches wide with one axes.
+
+    Raises:
+        ValueError: if shapes do not fit, if γ does not increase, or if a value lies outside [0, 1].
+
+    Example:
+        >>> curve = SeedCurve("teacher", np.array([0.0, 0.15]), np.array([[0.90, 0.92], [0.91, 0.95]]))
+        >>> distillation_figure(teacher=curve, baseline=curve).axes[0].lines[0].get_ydata()
+        array([0.91, 0.93])
+    """
+    styles = (
+        (teacher, _BLUE, "-", "o"),
+        (baseline, _SKY, "-", "s"),
+        (hard_teacher, _VERMILION, "--", "^"),
+        (smoothed_teacher, _BLUE, "--", "D"),
+    )
+    drawn = [style for style in styles if style[0] is not None]
+    for curve, *_ in drawn:
+        _check_seeds(curve)
+    figure, axes = _column_figure(len(drawn))
+    for curve, color, dashes, marker in drawn:
+        accuracy = np.asarray(curve.accuracy)
+        axes.vlines(curve.gamma, accuracy.min(axis=1), accuracy.max(axis=1), color=color, linewidth=1.0, alpha=0.7)
+        axes.plot(
+            curve.gamma,
+            accuracy.mean(axis=1),
+            color=color,
+            linestyle=dashes,
+            linewidth=1.2,
+            marker=marker,
+            markersize=3.6,
+            label=curve.name,
+        )
+    _style(axes, "equivalent label smoothing γ", "accuracy (%)")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
+    _legend_above(figure, axes)
+    return figure
+
+
+def information_figure(curves: Sequence[InformationCurve], num_examples: int) -> Figure:
+    """Draw the mutual information between example and logit difference over training (the paper's Figure 6).
+
+    Lines are the estimates, bands their brackets. ln 2 is what remains when two classes collapse to two
+    points, ln N what is there when every example can be told from every other.
+
+    Args:
+        curves: one to six networks.
+        num_examples: N, the number of examples the information is about.
+
+    Returns:
+        A figure 3.3 inches wide with one axes; information is in nats.
+
+    Raises:
+        ValueError: if there are no curves or too many, if shapes do not fit, if steps do not increase, if a
+            bracket does not hold its estimate, or if N < 2.
+
+    Example:
+        >>> curve = InformationCurve("hard", np.array([0, 100]), np.ones(2), np.zeros(2), np.full(2, 1.5))
+        >>> [line.get_ydata()[0].round(3) for line in information_figure([curve], 600).axes[0].lines[-2:]]
+        [np.float64(0.693), np.float64(6.397)]
+    """
+    _check_information(curves, num_examples)
+    figure, axes = _column_figure(len(curves), right=0.52)
+    for curve, color, marker, dashes in zip(curves, _COLORS, _MARKERS, _DASHES, strict=False):
+        axes.fill_between(curve.steps, curve.lower, curve.upper, color=color, alpha=0.2, linewidth=0)
+        axes.plot(
+            curve.steps,
+            curve.estimate,
+            color=color,
+            linestyle=dashes,
+            linewidth=1.2,
+            marker=marker,
+            markersize=3.2,
+            label=curve.name,
+        )
+    for level in (2, num_examples):
+        axes.axhline(np.log(level), color=_GREY, linestyle=(0, (1, 2)), linewidth=0.9, zorder=1)
+        # Beside the axes, where no curve can run through it.
+        place = {"xy": (1, np.log(level)), "xycoords": ("axes fraction", "data"), "va": "center"}
+        offset = {"xytext": (3, 0), "textcoords": "offset points"}
+        axes.annotate(f"ln {level:,}", **place, **offset, size=_TICK, color=_GREY, annotation_clip=False)
+    _style(axes, "training steps", "mutual information (nats)")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    lowest = min(0.0, *(np.min(curve.lower) for curve in curves))
+    highest = max(np.log(num_examples), *(np.max(curve.upper) for curve in curves))
+    axes.set_ylim(1.05 * lowest, 1.1 * highest)
+    _legend_above(figure, axes)
+    return figure
+
+
+def save(figure: Figure, path: str | os.PathLike) -> Path:
+    """Write a figure as PNG, PDF or SVG; the same figure gives the same bytes.
+
+    The file is whole or absent: see `replace_file`.
+
+    Args:
+        figure: the figure.
+        path: a file name that ends in .png, .pdf or .svg, in a folder that exists.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the ending is another one.
+        FileNotFoundError: if the folder does not exist.
+    """
+    path = Path(path)
+    replace_file(path, encode(figure, path.suffix.lstrip(".")))
+    return path
+
+
+def encode(figure: Figure, file_format: str) -> bytes:
+    """Render a figure to the bytes of a file without time stamps.
+
+    Args:
+        figure: the figure.
+        file_format: "png" (200 dots an inch), "pdf" (fonts embedded as TrueType, as journals ask) or "svg".
+
+    Returns:
+        The content of the file.
+
+    Raises:
+        ValueError: if the format is another one.
+    """
+    dated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    if file_format not in dated:
+        raise ValueError(
+            f"a figure is written as .png, .pdf or .svg, got {file_format!r}; change the file name's ending"
+        )
+    content = io.BytesIO()
+    # The salt makes SVG element ids, and so the file, the same in every run.
+    with matplotlib.rc_context({"svg.hashsalt": "ls_keras", "pdf.fonttype": 42}):
+        figure.savefig(content, format=file_format, dpi=200, metadata=dated[file_format])
+    return content.getvalue()
+
+
+def replace_file(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file beside its place and rename it there, so that a reader never meets half of it.
+
+    Args:
+        path: where the file shall be; the folder exists. A file already there stays untouched until the new
+            one is whole.
+        content: everything it shall hold.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        OSError: if it cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(path.parent)!r} of {path.name!r} does not exist; create it first")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; give it the rights any new file here gets.
+        umask = os.umask(0)
+        os.umask(umask)
+        beside.chmod(0o666 & ~umask)
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+        raise
+
+
+def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_linewidth(_HAIRLINE)
+    axes.tick_params(labelsize=_TICK, width=_HAIRLINE, length=2.5, pad=2)
+    axes.set_xlabel(xlabel, size=_LABEL, labelpad=2)
+    axes.set_ylabel(ylabel, size=_LABEL, labelpad=3)
+
+
+def _column_figure(num_entries: int, right: float = 0.10) -> tuple[Figure, Axes]:
+    left, bottom, plot = 0.50, 0.38, 1.9
+    height = _legend_height(num_entries) + plot + bottom
+    figure = Figure(figsize=(_COLUMN, height))
+    box = (left / _COLUMN, bottom / height, (_COLUMN - left - right) / _COLUMN, plot / height)
+    return figure, figure.add_axes(box)
+
+
+def _legend_height(num_entries: int) -> float:
+    return 0.128 * num_entries + 0.14
+
+
+def _legend_above(figure: Figure, axes: Axes) -> None:
+    # Above the axes a legend can hide no data, wherever the curves run.
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(axes.get_position().x0, 1.0),
+        borderaxespad=0.3,
+        borderpad=0,
+        labelspacing=0.25,
+        handlelength=3.2,
+        fontsize=_TICK,
+        frameon=False,
+    )
+
+
+def _names_per_row(class_names: Sequence[str] | Sequence[Sequence[str]], num_rows: int) -> list[list[str]]:
+    nested = [class_names] * num_rows if class_names and isinstance(class_names[0], str) else class_names
+    if len(nested) != num_rows or any(len(names) != 3 for names in nested):
+        raise ValueError(f"class_names must be three names, or three for each of {num_rows} rows, got {class_names!r}")
+    return [list(names) for names in nested]
+
+
+def _pair_squares(quartet: Sequence[PlanePanel], same_scale: bool) -> list[tuple[np.ndarray, float]]:
+    """Return the centre and half width of the square that holds both panels of each network."""
+    squares = []
+    for pair in (quartet[:2], quartet[2:]):
+        everything = np.concatenate([np.asarray(a) for panel in pair for a in (panel.points, panel.templates)])
+        low, high = everything.min(axis=0), everything.max(axis=0)
+        # 10 % keeps the stars off the frame; a plane with all points in one place still needs some width.
+        squares.append(((low + high) / 2, 0.55 * float((high - low).max()) or 1.0))
+    if same_scale:
+        widest = max(half for _, half in squares)
+        squares = [(centre, widest) for centre, _ in squares]
+    return squares
+
+
+def _draw_panel(axes: Axes, panel: PlanePanel, square: tuple[np.ndarray, float]) -> None:
+    points, labels, templates = (np.asarray(a) for a in (panel.points, panel.labels, panel.templates))
+    for index in range(3):
+        chosen = points[labels == index]
+        axes.scatter(*chosen.T, s=7, color=_COLORS[index], marker=_MARKERS[index], alpha=0.55, linewidths=0, zorder=2)
+    for index in range(3):
+        axes.scatter(
+            *templates[index],
+            s=60,
+            color=_COLORS[index],
+            marker="*",
+            edgecolors="black",
+            linewidths=0.7,
+            zorder=3,
+        )
+    centre, half = square
+    axes.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half), aspect="equal")
+    _style(axes, "", "")
+    axes.spines[["top", "right"]].set_visible(True)
+    axes.spines[["top", "right"]].set_linewidth(_HAIRLINE)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+
+
+def _plane_legend(figure: Figure, names: Sequence[str], right_end: tuple[float, float]) -> None:
+    bare = {"linestyle": "", "xdata": [], "ydata": []}
+    points = [Line2D(**bare, marker=_MARKERS[i], color=_COLORS[i], markersize=4, mew=0) for i in range(3)]
+    stars = [Line2D(**bare, marker="*", color=_COLORS[i], markersize=7, mec="black", mew=0.7) for i in range(3)]
+    figure.legend(
+        [*points, tuple(stars)],
+        [*names, "templates"],
+        loc="center right",
+        bbox_to_anchor=right_end,
+        ncols=4,
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.1)},
+        handlelength=1.6,
+        handletextpad=0.4,
+        columnspacing=1.5,
+        fontsize=_TICK,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+    )
+
+
+def _wilson(accuracy: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of the 95 % Wilson score interval of each accuracy."""
+    tests = [
+        stats.binomtest(round(a * n), int(n)).proportion_ci(method="wilson")
+        for a, n in zip(accuracy.tolist(), count.tolist(), strict=True)
+    ]
+    return np.array([test.low for test in tests]), np.array([test.high for test in tests])
+
+
+def _count_scale(axes: Axes, counts: np.ndarray) -> None:
+    # A confident network keeps most examples in one bin; on a linear scale the others would look empty.
+    if counts.max() > 20 * max(1, np.median(counts[counts > 0])):
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_ylim(0.7, 2 * counts.max())
+        decades = np.arange(int(np.log10(counts.max())) + 1)
+        axes.set_yticks(10.0 ** decades[:: 1 if len(decades) <= 4 else 2])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    else:
+        axes.set_ylim(0, 1.1 * counts.max())
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def _check_panels(panels: Sequence[PlanePanel], row_names: Sequence[str]) -> int:
+    num_rows, left_over = divmod(len(panels), 4)
+    if not num_rows or left_over:
+        raise ValueError(f"panels come in rows of four (train, held-out, train, held-out), got {len(panels)}")
+    if row_names and len(row_names) != num_rows:
+        raise ValueError(f"row_names must name each of the {num_rows} rows or none, got {len(row_names)}")
+    for index, panel in enumerate(panels):
+        points, labels, templates = (np.asarray(a) for a in (panel.points, panel.labels, panel.templates))
+        if points.ndim != 2 or points.shape[1] != 2 or labels.shape != points.shape[:1] or templates.shape != (3, 2):
+            raise ValueError(
+                f"panel {index} must hold points [N, 2], labels [N] and templates [3, 2], "
+                f"got {points.shape}, {labels.shape} and {templates.shape}"
+            )
+        if not (np.isfinite(points).all() and np.isfinite(templates).all()):
+            raise ValueError(f"panel {index} holds NaN or infinite coordinates; look for them in the activations")
+        if not np.isin(labels, (0, 1, 2)).all():
+            raise ValueError(
+                f"labels of panel {index} must be 0, 1 or 2, the place in class_names, got {np.unique(labels)}"
+            )
+    return num_rows
+
+
+def _check_number(curves: Sequence[object]) -> None:
+    if not 1 <= len(curves) <= len(_COLORS):
+        raise ValueError(f"a figure shows one to {len(_COLORS)} curves, got {len(curves)}")
+
+
+def _check_reliability(curves: Sequence[ReliabilityCurve]) -> None:
+    _check_number(curves)
+    num_bins = len(curves[0].count)
+    for curve in curves:
+        confidence, accuracy, count = (np.asarray(a) for a in (curve.confidence, curve.accuracy, curve.count))
+        if not confidence.shape == accuracy.shape == count.shape == (num_bins,):
+            raise ValueError(
+                f"curve {curve.name!r} must hold confidence, accuracy and count of {num_bins} bins each, "
+                f"got {confidence.shape}, {accuracy.shape} and {count.shape}"
+            )
+        if not (count.sum() > 0 and (count >= 0).all() and (count == np.round(count)).all()):
+            raise ValueError(f"curve {curve.name!r} must count at least one example, in whole numbers, got {count}")
+        _check_fractions(curve.name, confidence[count > 0], accuracy[count > 0])
+
+
+def _check_fractions(name: str, *arrays: np.ndarray) -> None:
+    for array in arrays:
+        if not ((array >= 0) & (array <= 1)).all():  # NaN fails too
+            raise ValueError(f"curve {name!r} must hold fractions between 0 and 1, got {array}")
+
+
+def _check_increasing(name: str, values: np.ndarray, what: str) -> None:
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or (np.diff(values) <= 0).any():
+        raise ValueError(f"curve {name!r} needs {what} in increasing order, got {values}")
+
+
+def _check_seeds(curve: SeedCurve) -> None:
+    gamma, accuracy = np.asarray(curve.gamma), np.asarray(curve.accuracy)
+    _check_increasing(curve.name, gamma, "γ")
+    if accuracy.ndim != 2 or len(accuracy) != len(gamma) or not accuracy.shape[1]:
+        raise ValueError(
+            f"curve {curve.name!r} needs accuracy [{len(gamma)}, seeds] for its {len(gamma)} values of γ, "
+            f"got {accuracy.shape}"
+        )
+    _check_fractions(curve.name, gamma, accuracy)
+
+
+def _check_information(curves: Sequence[InformationCurve], num_examples: int) -> None:
+    _check_number(curves)
+    if num_examples < 2:
+        raise ValueError(f"num_examples must be at least 2, got {num_examples}")
+    for curve in curves:
+        steps, estimate, lower, upper = (np.asarray(a) for a in (curve.steps, curve.estimate, curve.lower, curve.upper))
+        _check_increasing(curve.name, steps, "training steps")
+        if not steps.shape == estimate.shape == lower.shape == upper.shape:
+            raise ValueError(
+                f"curve {curve.name!r} needs estimate, lower and upper for its {len(steps)} steps, "
+                f"got {estimate.shape}, {lower.shape} and {upper.shape}"
+            )
+        if not ((lower <= estimate) & (estimate <= upper) & np.isfinite(lower) & np.isfinite(upper)).all():
+            raise ValueError(f"curve {curve.name!r} must have finite lower <= estimate <= upper at each step")

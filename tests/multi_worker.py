@@ -1,0 +1,133 @@
+"""Train and evaluate tiny networks in the way the first argument says; write what came out to the second.
+
+Run by test_distribution.py in processes of its own, since TensorFlow fixes devices and workers once a process.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from ls_keras import distribution, metrics
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+CLIP = 0.3
+BATCH = 8
+
+
+class Doubled(distribution.Model):
+    """Stands for a Distiller: a target of its own, the rest from Keras."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, (y + 1) % 3, 2 * y_pred, sample_weight, training)
+
+
+def examples(count):
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(count, 5)).astype("float32")
+    y = generator.integers(0, 3, count).astype("int32")
+    return x, y, generator.uniform(0.5, 2.0, count).astype("float32")
+
+
+def training_batches():
+    return tf.data.Dataset.from_tensor_slices(examples(40)).repeat().batch(BATCH, drop_remainder=True)
+
+
+def padded_batches(rows=21):
+    x, y, _ = examples(rows)
+    pad = -rows % BATCH
+    weight = np.concatenate([np.ones(rows, "float32"), np.zeros(pad, "float32")])
+    x, y = np.pad(x, [(0, pad), (0, 0)]), np.pad(y, (0, pad))
+    return tf.data.Dataset.from_tensor_slices((x, y, weight)).batch(BATCH, drop_remainder=True)
+
+
+def uneven_batches(rows=21):
+    return tf.data.Dataset.from_tensor_slices(examples(rows)).batch(BATCH)
+
+
+def network(synchronized=True, dropout=0.0):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((5,))
+    x = keras.layers.Dense(6, kernel_regularizer=keras.regularizers.L2(0.01))(inputs)
+    x = keras.layers.BatchNormalization(synchronized=synchronized)(x)
+    x = keras.layers.ReLU(name="penultimate")(x)
+    if dropout:
+        x = keras.layers.Dropout(dropout, seed=5)(x)
+    return keras.Model(inputs, keras.layers.Dense(3, name="logits", dtype="float32")(x))
+
+
+def compiled(strategy, model_class=distribution.Model, steps_per_execution=1, **options):
+    with strategy.scope():
+        plain = network(**options)
+        model = model_class(plain.inputs, plain.outputs[0])
+        model.compile(
+            keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True, global_clipnorm=CLIP),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            weighted_metrics=[
+                keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+                metrics.ExpectedCalibrationError(name="ece"),
+            ],
+            steps_per_execution=steps_per_execution,
+        )
+        model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def gradient_norm(model):
+    x, y, weight = next(iter(training_batches()))
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(x, y, model(x, training=True), weight)
+    return float(tf.linalg.global_norm(tape.gradient(loss, model.trainable_variables)))
+
+
+def outcome(strategy, **options):
+    model = compiled(strategy, **options)
+    history = model.fit(
+        training_batches(), steps_per_epoch=2, epochs=2, validation_data=padded_batches(), verbose=0
+    ).history
+    padded = model.evaluate(padded_batches(), verbose=0, return_dict=True)
+    uneven = model.evaluate(uneven_batches(), verbose=0, return_dict=True)
+    return {
+        "history": history,
+        "padded": padded,
+        "uneven": uneven,
+        "metric state": [np.asarray(v).tolist() for metric in model.metrics for v in metric.variables],
+        "predictions": model.predict(uneven_batches(), verbose=0).tolist(),
+        "state": [array.tolist() for array in distribution.get_state(model)],
+    }
+
+
+def stock_fault(strategy):
+    """What Keras itself makes of the same: the name of the error, or nothing."""
+    try:
+        compiled(strategy, model_class=keras.Model).fit(training_batches(), steps_per_epoch=1, verbose=0, shuffle=False)
+    except Exception as error:
+        return type(error).__name__
+    return None
+
+
+def main(name, path):
+    if name == "mirrored":
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = distribution.strategy(name)
+    tf.config.experimental.enable_op_determinism()
+    result = {
+        "plain": outcome(strategy),
+        "again": outcome(strategy),
+        "two steps at once": outcome(strategy, steps_per_execution=2),
+        "own target": outcome(strategy, model_class=Doubled),
+        "chief": distribution.is_chief(strategy),
+        "description": distribution.describe(strategy),
+    }
+    if name == "cpu":
+        result["gradient norm"] = gradient_norm(compiled(strategy))
+    if name == "multi-worker":
+        result["stock fault"] = stock_fault(strategy)
+    Path(path).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
