@@ -15,6 +15,7 @@ point, and a worker that stays away leaves the others waiting. Two workers on on
 """
 
 import difflib
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -149,9 +150,10 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     """
     count = strategy.num_replicas_in_sync
     # The default strategy names no device: TensorFlow places each operation, on the accelerator if there is one.
-    devices = strategy.extended.worker_devices
-    if not tf.distribute.has_strategy() and type(strategy) is tf.distribute.Strategy:
+    if type(strategy).__name__ == "_DefaultDistributionStrategy":
         devices = [d.name for d in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+    else:
+        devices = strategy.extended.worker_devices
     here = " ".join(str(device).rpartition("device:")[2].lstrip("/").upper() for device in devices)
     line = f"{count} replica{'s' if count > 1 else ''}, {type(strategy).__name__}, here: {here}"
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -175,13 +177,15 @@ class Model(keras.Model):
       float16, looks for overflow in those of the first), but a sum of clipped gradients is not the clipped sum.
     - `steps_per_execution` may exceed 1, where Keras fails with "You must feed a value for placeholder".
 
-    Batch normalisation sees the rows of one replica; only `synchronized=True` sees the whole batch. All replicas
-    draw the same dropout masks, each for its own rows.
+    Two things still depend on the number of replicas. `keras.layers.BatchNormalization` normalises by the rows of
+    one replica, and each replica keeps moving statistics of its own, of which the first one's are saved; with
+    `synchronized=True` both come from the whole batch. All replicas draw the same dropout masks, each for its own
+    rows, so that with dropout two replicas train as well as one, but not to the same weights.
 
     Example:
         >>> with strategy("mirrored").scope():
         ...     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="logits")])
-        ...     model = Model(network.inputs, network.outputs[0])
+        ...     model = Model(network.input, network.output)
         >>> model.get_layer("logits") is network.get_layer("logits")
         True
 
@@ -195,14 +199,7 @@ class Model(keras.Model):
         several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         return several_workers or strategy.num_replicas_in_sync > 1
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: D102
-        super().compile(*args, **kwargs)
-        if self._is_replicated and self.optimizer is not None:
-            if self.optimizer._distribution_strategy is not self.distribute_strategy:
-                raise ValueError("Create the optimizer and compile the model within strategy.scope().")
-            _sum_gradients_first(self.optimizer)
-
-    def fit(  # noqa: D102
+    def fit(
         self,
         x: Any = None,
         *args: Any,
@@ -214,9 +211,12 @@ class Model(keras.Model):
         # Keras warns that it does not shuffle a data set, unless told so.
         kwargs.setdefault("shuffle", not isinstance(x, tf.data.Dataset))
         if self._is_replicated:
-            x, steps_per_epoch = _batches_and_steps(x, steps_per_epoch, self.distribute_strategy)
-            _require_whole_steps(x, steps_per_epoch, self)
-            x = _distribute(x.repeat(), self.distribute_strategy)
+            dataset, steps = _batches_and_steps(x, steps_per_epoch, self.distribute_strategy)
+            _require_whole_steps(dataset, steps, self)
+            if steps_per_epoch is None:
+                # The parts have no length that Keras could count epochs by: it takes steps from data without end.
+                dataset, steps_per_epoch = dataset.repeat(), steps
+            x = _distribute(dataset, self.distribute_strategy)
             if validation_data is not None:
                 validation_data, validation_steps = self._for_evaluation(validation_data, validation_steps)
         return super().fit(
@@ -228,12 +228,12 @@ class Model(keras.Model):
             **kwargs,
         )
 
-    def evaluate(self, x: Any = None, *args: Any, steps: int | None = None, **kwargs: Any) -> Any:  # noqa: D102
+    def evaluate(self, x: Any = None, *args: Any, steps: int | None = None, **kwargs: Any) -> Any:
         if self._is_replicated:
             x, steps = self._for_evaluation(x, steps)
         return super().evaluate(x, *args, steps=steps, **kwargs)
 
-    def predict(self, x: Any, *args: Any, steps: int | None = None, **kwargs: Any) -> Any:  # noqa: D102
+    def predict(self, x: Any, *args: Any, steps: int | None = None, **kwargs: Any) -> Any:
         if self._is_replicated:
             x, steps = self._for_evaluation(x, steps)
         return super().predict(x, *args, steps=steps, **kwargs)
@@ -255,6 +255,7 @@ class Model(keras.Model):
         if not self._is_replicated:
             return super()._make_function(step_function)
         strategy = self.distribute_strategy
+        _sum_gradients_first(self.optimizer, strategy)
 
         def one_step(batch: Any) -> Any:
             logs = strategy.run(step_function, args=(batch,))
@@ -267,6 +268,8 @@ class Model(keras.Model):
 
         @tf.autograph.experimental.do_not_convert
         def execution(iterator: Any) -> Any:
+            if not isinstance(iterator, tf.distribute.DistributedIterator):
+                raise ValueError("With several replicas, train and test on a tf.data.Dataset, not on one batch.")
             logs = one_step(iterator.get_next())
             if self.steps_per_execution > 1:
                 _, logs = tf.while_loop(
@@ -319,35 +322,35 @@ def _distribute(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy) -> t
 
 
 def _parts(dataset: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.data.Dataset:
-    """The batches of this worker's replicas, one after the other."""
+    """The rows of this worker's replicas out of each batch, one replica after the other."""
     count = context.num_replicas_in_sync
-    here = count // context.num_input_pipelines
-    first = context.input_pipeline_id * here
+    # predict() joins the first replica of each worker, then the second of each, and so on.
+    here = range(context.input_pipeline_id, count, context.num_input_pipelines)
 
-    def part(batch: Any, replica: int) -> Any:
-        def rows(tensor: tf.Tensor) -> tf.Tensor:
+    def rows(batch: Any, replica: int) -> Any:
+        def cut(tensor: tf.Tensor) -> tf.Tensor:
             total = tensor.shape[0] or tf.shape(tensor)[0]
             return tensor[replica * total // count : (replica + 1) * total // count]
 
-        return tf.nest.map_structure(rows, batch)
+        return tf.nest.map_structure(cut, batch)
 
-    def parts(*batch: Any) -> tf.data.Dataset:
+    def split(*batch: Any) -> tf.data.Dataset:
         batch = batch if len(batch) > 1 else batch[0]
-        each = [tf.data.Dataset.from_tensors(part(batch, first + local)) for local in range(here)]
-        joined = each[0]
-        for following in each[1:]:
-            joined = joined.concatenate(following)
-        return joined
+        parts = [tf.data.Dataset.from_tensors(rows(batch, replica)) for replica in here]
+        return functools.reduce(tf.data.Dataset.concatenate, parts)
 
-    endless = dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-    dataset = dataset.flat_map(parts)
-    # Knowing that data never ends saves the workers a vote before each step on whether there is more.
-    if endless:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-    return dataset.prefetch(here)
+    parts = dataset.flat_map(split)
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        # Known to be endless, it saves the workers a vote before each step on whether there is more.
+        parts = parts.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    return parts.prefetch(len(here))
 
 
-def _sum_gradients_first(optimizer: keras.optimizers.Optimizer) -> None:
+def _sum_gradients_first(optimizer: keras.optimizers.Optimizer | None, strategy: tf.distribute.Strategy) -> None:
+    if optimizer is None:
+        return
+    if optimizer._distribution_strategy is not strategy:
+        raise ValueError("The optimizer is not of the model's strategy: compile within strategy.scope().")
     apply = type(optimizer).apply
 
     def sum_and_apply(gradients: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
@@ -383,7 +386,7 @@ def get_state(model: keras.Model) -> list[np.ndarray]:
         >>> [array.shape for array in get_state(model)]  # kernel, bias, iterations, learning rate
         [(4, 3), (3,), (), ()]
     """
-    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in _state_variables(model)]
+    return [np.array(variable.numpy()) for variable in _state_variables(model)]
 
 
 def set_state(model: keras.Model, arrays: Sequence[np.ndarray]) -> None:
@@ -409,9 +412,10 @@ def set_state(model: keras.Model, arrays: Sequence[np.ndarray]) -> None:
 
 
 def _state_variables(model: keras.Model) -> list[keras.Variable]:
-    if model.optimizer is None or not model.optimizer.built:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None or not optimizer.built:
         raise ValueError(
             "The model's optimizer has no variables yet: call model.compile(...) and then "
             "model.optimizer.build(model.trainable_variables) within the strategy's scope."
         )
-    return [*model.variables, *model.optimizer.variables]
+    return [*model.variables, *optimizer.variables]

@@ -150,22 +150,24 @@ def run(
         tqdm.write(f"{folder}: finished before, reused")
         return finished
     strategy = distribution.strategy(where.strategy)
-    with _claimed(folder, {**record, **_surroundings(strategy)}), _settings(config.seed, where.precision):
+    chief = distribution.is_chief(strategy)
+    with _claimed(folder, {**record, **_surroundings(strategy)}, chief), _settings(config.seed, where.precision):
         data = load_data(config, where.data_dir)
         with strategy.scope():
             model = build_model(config, data)
             model.optimizer.build(model.trainable_variables)
+            model.steps_per_execution = _steps_per_execution(config.evaluate_every)
         tqdm.write(
             f"{folder}: {config.steps:,} steps of {config.batch_size} on {data.num_train:,} training examples, "
             f"{distribution.describe(strategy)}"
         )
         started = time.perf_counter()
-        _fit(model, config, data, folder)
-        splits = {s: data.evaluation(s, config.batch_size) for s in ("held_out", "test") if data.size(s)}
+        _fit(model, config, data, folder, chief)
+        splits = {s: data.evaluation(s, config.batch_size) for s in ("held_out", "test") if len(data.labels(s))}
         metrics = {s: model.evaluate(d, verbose=0, return_dict=True) for s, d in splits.items()}
         metrics = {s: {k: v for k, v in m.items() if k != "loss"} for s, m in metrics.items()}
         metrics = {"steps": config.steps, "seconds": round(time.perf_counter() - started, 1), **metrics}
-        if distribution.is_chief():
+        if chief:
             single = build_model(config, data)
             single.set_weights(model.get_weights())
             export(single, folder / "saved_model")
@@ -250,11 +252,11 @@ def write(path: Path, content: str | bytes) -> None:
 class _Watch(keras.callbacks.Callback):
     """Progress bar, history, TensorBoard, checkpoints, and an end to a diverging run."""
 
-    def __init__(self, folder: Path, config: Config, history: list[dict[str, float]]) -> None:
+    def __init__(self, folder: Path, config: Config, history: list[dict[str, float]], chief: bool) -> None:
         super().__init__()
         self.folder, self.history, self.interval = folder, history, config.evaluate_every
         self.step = len(history) * self.interval
-        self.chief = distribution.is_chief()
+        self.chief = chief
         self.events = tf.summary.create_file_writer(str(folder / "tensorboard")) if self.chief else None
         self.bar = tqdm(
             total=config.steps,
@@ -309,7 +311,7 @@ class _Watch(keras.callbacks.Callback):
             )
 
 
-def _fit(model: keras.Model, config: Config, data: Data, folder: Path) -> None:
+def _fit(model: keras.Model, config: Config, data: Data, folder: Path, chief: bool) -> None:
     checkpoint = folder / "checkpoints" / "last.npz"
     history: list[dict[str, float]] = []
     if checkpoint.exists():
@@ -319,8 +321,8 @@ def _fit(model: keras.Model, config: Config, data: Data, folder: Path) -> None:
         tqdm.write(f"{folder}: going on from step {history[-1]['step']:,}")
     if len(history) * config.evaluate_every >= config.steps:
         return
-    watch = _Watch(folder, config, history)
-    split = "held_out" if data.size("held_out") else "test"
+    watch = _Watch(folder, config, history, chief)
+    split = "held_out" if len(data.labels("held_out")) else "test"
     try:
         model.fit(
             data.train(config.batch_size, seed=config.seed, start_step=len(history) * config.evaluate_every),
@@ -371,9 +373,9 @@ def _finished(folder: Path, record: dict[str, Any]) -> Run | None:
 
 
 @contextlib.contextmanager
-def _claimed(folder: Path, record: dict[str, Any]) -> Iterator[None]:
+def _claimed(folder: Path, record: dict[str, Any], chief: bool) -> Iterator[None]:
     """Open a run's folder; remove it again if the run fails before its first checkpoint."""
-    if distribution.is_chief():
+    if chief:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write(folder / "config.json", json.dumps(record, indent=2) + "\n")
@@ -384,7 +386,7 @@ def _claimed(folder: Path, record: dict[str, Any]) -> Iterator[None]:
     try:
         yield
     except BaseException as problem:
-        if distribution.is_chief() and not (folder / "checkpoints").exists():
+        if chief and not (folder / "checkpoints").exists():
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
             raise OSError(
@@ -404,6 +406,11 @@ def _beside(path: Path) -> Iterator[Path]:
         if path.is_dir():
             shutil.rmtree(path)
         temporary.replace(path)
+
+
+def _steps_per_execution(interval: int) -> int:
+    """Return how many steps run between two looks of Python: small networks spend half their time there."""
+    return max(steps for steps in range(1, _STEPS_PER_LOOK + 1) if interval % steps == 0)
 
 
 def _check_affine(probe: Callable, templates: Callable, input_shape: tuple[int | None, ...]) -> None:

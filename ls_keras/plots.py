@@ -4,9 +4,9 @@ Every function computes nothing but means, extremes and Wilson intervals of what
 matplotlib's global state alone (no pyplot, no rcParams) and returns a figure that `save` writes for print.
 Widths are those of a two-column page: 3.3 inches for one column, 7 inches for both. Colours are those of
 Okabe and Ito, told apart by readers with any colour vision; markers and dashes tell the same things apart
-in black and white."""
+in black and white.
+"""
 
-import contextlib
 import io
 import os
 import tempfile
@@ -18,7 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.legend_handler import HandlerTuple
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 from matplotlib.transforms import blended_transform_factory
@@ -38,7 +38,7 @@ _LABEL, _TICK = 8.0, 7.0
 _HAIRLINE = 0.6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlanePanel:
     """Examples of three classes projected onto the plane through their templates.
 
@@ -53,7 +53,7 @@ class PlanePanel:
     templates: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
     """Accuracy over confidence of one network, in M bins of equal width over (0, 1].
 
@@ -72,7 +72,7 @@ class ReliabilityCurve:
     ece: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SeedCurve:
     """Accuracy at P degrees of smoothing over S seeds.
 
@@ -87,7 +87,7 @@ class SeedCurve:
     accuracy: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InformationCurve:
     """Mutual information I(X; Y) at P moments of training, with the bracket that holds it.
 
@@ -143,7 +143,7 @@ def template_plane_figure(
     """
     num_rows = _check_panels(panels, row_names)
     names = _names_per_row(class_names, num_rows)
-    left, gap, pair_gap, right = 0.56, 0.08, 0.40, 0.08
+    left, gap, pair_gap, right = 0.58, 0.08, 0.46, 0.08
     side = (_PAGE - left - 2 * gap - pair_gap - right) / 4
     strip, headings, ticks, xlabel = 0.26, 0.36, 0.22, 0.18
     height = headings + num_rows * (strip + side + ticks) + xlabel
@@ -162,10 +162,13 @@ def template_plane_figure(
             if row == 0:
                 axes.set_title(("train", "held-out")[column % 2], size=_LABEL, pad=3)
         figure.axes[4 * row].set_ylabel("second coordinate", size=_LABEL)
+        figure.axes[4 * row].yaxis.set_label_coords(-0.43 / side, 0.5)
         strip_centre = (strip_top - strip / 2) / height
+        legend = _plane_legend(figure, names[row])
+        legend.set_bbox_to_anchor((left / _PAGE, strip_centre))
         if row_names:
+            legend.set(loc="center right", bbox_to_anchor=((_PAGE - right) / _PAGE, strip_centre))
             figure.text(left / _PAGE, strip_centre, row_names[row], size=_LABEL, va="center_baseline")
-        _plane_legend(figure, names[row], ((_PAGE - right) / _PAGE, strip_centre))
     for column, title in zip(columns[::2], pair_titles, strict=True):
         centre = (column + side + gap / 2) / _PAGE
         figure.text(centre, 1 - (strip + 0.10) / height, title, size=_LABEL, ha="center", va="center_baseline")
@@ -215,7 +218,7 @@ def reliability_figure(curves: Sequence[ReliabilityCurve], *, intervals: bool = 
         line = {"color": color, "linestyle": dashes, "linewidth": 1.1}
         if intervals:
             low, high = _wilson(accuracy, count)
-            upper.vlines(confidence, low, high, color=color, linewidth=0.7, alpha=0.6, zorder=2)
+            upper.vlines(confidence, low, high, color=color, linewidth=0.6, alpha=0.5, zorder=2)
         upper.plot(
             confidence,
             accuracy,
@@ -237,9 +240,8 @@ def reliability_figure(curves: Sequence[ReliabilityCurve], *, intervals: bool = 
     _legend_above(figure, upper)
     for axes in (upper, lower):
         # One place for both, whatever the width of the tick labels.
-        axes.yaxis.set_label_coords(
-            0.16 / _COLUMN, 0.5, transform=blended_transform_factory(figure.transFigure, axes.transAxes)
-        )
+        transform = blended_transform_factory(figure.transFigure, axes.transAxes)
+        axes.yaxis.set_label_coords(0.16 / _COLUMN, 0.5, transform=transform)
     return figure
 
 
@@ -413,22 +415,10 @@ def replace_file(path: str | os.PathLike, content: bytes) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"the folder {str(path.parent)!r} of {path.name!r} does not exist; create it first")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    beside = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the rights any new file here gets.
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        beside = Path(folder) / path.name
+        beside.write_bytes(content)
         beside.replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
-        raise
 
 
 def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
@@ -510,20 +500,26 @@ def _draw_panel(axes: Axes, panel: PlanePanel, square: tuple[np.ndarray, float])
     axes.spines[["top", "right"]].set_visible(True)
     axes.spines[["top", "right"]].set_linewidth(_HAIRLINE)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
+        axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], min_n_ticks=3))
+        axis.set_major_formatter(FuncFormatter(_coordinate))
 
 
-def _plane_legend(figure: Figure, names: Sequence[str], right_end: tuple[float, float]) -> None:
+def _coordinate(value: float, _: int) -> str:
+    # Seven characters at most: what fits between two panels.
+    plain = value == 0 or 0.01 <= abs(value) < 10_000
+    text = f"{value:g}" if plain else f"{value:.1e}".replace(".0e", "e").replace("e+0", "e").replace("e-0", "e-")
+    return text.replace("-", "−")
+
+
+def _plane_legend(figure: Figure, names: Sequence[str]) -> Legend:
     bare = {"linestyle": "", "xdata": [], "ydata": []}
     points = [Line2D(**bare, marker=_MARKERS[i], color=_COLORS[i], markersize=4, mew=0) for i in range(3)]
-    stars = [Line2D(**bare, marker="*", color=_COLORS[i], markersize=7, mec="black", mew=0.7) for i in range(3)]
-    figure.legend(
-        [*points, tuple(stars)],
-        [*names, "templates"],
-        loc="center right",
-        bbox_to_anchor=right_end,
+    star = Line2D(**bare, marker="*", color="#DDDDDD", markersize=7, mec="black", mew=0.7)
+    return figure.legend(
+        [*points, star],
+        [*names, "template of its class"],
+        loc="center left",
         ncols=4,
-        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.1)},
         handlelength=1.6,
         handletextpad=0.4,
         columnspacing=1.5,

@@ -67,8 +67,8 @@ SIZES = {
         units=(200, 200),
         shift=1,
         batch_size=50,
-        steps=960,
-        evaluate_every=96,
+        steps=2_400,
+        evaluate_every=240,
     ),
     "smoke": Config(
         dataset="digits",
@@ -130,12 +130,13 @@ class SmoothedGradientDescent(keras.optimizers.Optimizer):
         if not self.built:
             super().build(variables)
             self.smoothed = [self.add_variable_from_reference(v, "smoothed_gradient") for v in variables]
+            self.fractions = [self.last_layer_rate if v.path.startswith("logits/") else 1.0 for v in variables]
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        smoothed = self.smoothed[self._get_variable_index(variable)]
+        index = self._get_variable_index(variable)
+        smoothed, rate = self.smoothed[index], self.fractions[index] * tf.cast(learning_rate, variable.dtype)
         smoothed.assign_add((1 - self.smoothing) * (gradient - smoothed))
-        rate = self.last_layer_rate if variable.path.startswith("logits/") else 1.0
-        variable.assign_sub(rate * tf.cast(learning_rate, variable.dtype) * smoothed)
+        variable.assign_sub(rate * smoothed)
 
 
 def run(config: Config, *, size: str, where: experiment.Where | None = None) -> experiment.Run:

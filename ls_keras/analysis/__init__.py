@@ -7,14 +7,13 @@ knows Keras, and only `Probe` needs TensorFlow, so each part loads on first use.
 import importlib
 from typing import Any
 
-_SUBMODULES = ("calibration", "geometry", "information", "probe")
-__all__ = ["Probe", *_SUBMODULES]
+__all__ = ["Probe", "calibration", "geometry", "information", "probe"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "Probe":
         return importlib.import_module(f"{__name__}.probe").Probe
-    if name in _SUBMODULES:
+    if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -4,6 +4,7 @@ Everything is read into memory as unsigned bytes, in the order of the original f
 184 MB.
 """
 
+import contextlib
 import difflib
 import os
 import tempfile
@@ -12,15 +13,15 @@ import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 _DIGITS = tuple("0123456789")
-# Index in the tuple = label in the files: the order of batches.meta.txt and fine_label_names.txt of the
-# authors.
-_FASHION = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(",")
-_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+# Position = label in the files: the order of the authors' batches.meta.txt and fine_label_names.txt.
+_FASHION = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
 _CIFAR100 = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can
     castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin
@@ -29,7 +30,7 @@ _CIFAR100 = """
     pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal
     shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
     telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-""".split()
+"""
 
 _IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -37,14 +38,6 @@ _IDX_FILES = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-_CIFAR_FILES = {
-    "cifar10": (
-        "cifar-10-batches-bin",
-        tuple(f"data_batch_{batch}.bin" for batch in range(1, 6)),
-        "test_batch.bin",
-    ),
-    "cifar100": ("cifar-100-binary", ("train.bin",), "test.bin"),
-}
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _CONNECT_SECONDS = 10.0
 
@@ -73,7 +66,7 @@ class Arrays:
 @dataclass(frozen=True)
 class _Source:
     class_names: tuple[str, ...]
-    read_files: Callable[[str, list[Path]], tuple[tuple[np.ndarray, ...], Path] | None]
+    read_files: Callable[[list[Path]], tuple[tuple[np.ndarray, ...], Path] | None]
     files: str  # as the message about missing files names them
     system_folders: tuple[Path, ...]
     url: str  # where TFDS downloads from; asked first, because TFDS retries for minutes
@@ -122,7 +115,7 @@ def read_arrays(name: str, data_dir: str | os.PathLike | None = None) -> Arrays:
     prepared = _newest_prepared(tfds_folder / name)
     if prepared is not None:
         return _checked(_read_prepared(prepared), source.class_names, prepared)
-    found = source.read_files(name, folders)
+    found = source.read_files(folders)
     if found is not None:
         return _checked(found[0], source.class_names, found[1])
     prepared = _download(name, source, tfds_folder, folders)
@@ -159,20 +152,17 @@ def _read_digits() -> Arrays:
 
 
 # --- IDX: MNIST and Fashion-MNIST
-# -----------------------------------------------------------------------------
 
 
-def _read_idx_files(name: str, folders: list[Path]) -> tuple[tuple[np.ndarray, ...], Path] | None:
-    del name  # the four files are called the same in both data sets
+def _read_idx_files(folders: list[Path]) -> tuple[tuple[np.ndarray, ...], Path] | None:
     for folder in folders:
         paths = [_plain_or_gzip(folder / file) for file in _IDX_FILES]
         if any(paths):
             _refuse_incomplete(folder, _IDX_FILES, paths)
-            images, labels = (
-                [_read_idx(path, 3) for path in paths[::2]],
-                [_read_idx(path, 1) for path in paths[1::2]],
+            train_images, train_labels, test_images, test_labels = (
+                _read_idx(path, rank) for path, rank in zip(paths, (3, 1, 3, 1), strict=True)
             )
-            return (images[0][..., np.newaxis], labels[0], images[1][..., np.newaxis], labels[1]), folder
+            return (train_images[..., np.newaxis], train_labels, test_images[..., np.newaxis], test_labels), folder
     return None
 
 
@@ -234,26 +224,25 @@ def _read_bytes(path: Path) -> bytes:
 
 
 # --- CIFAR, binary version
-# -------------------------------------------------------------------------------------
 
 
-def _read_cifar_files(name: str, folders: list[Path]) -> tuple[tuple[np.ndarray, ...], Path] | None:
-    subfolder, train_files, test_file = _CIFAR_FILES[name]
+def _read_cifar_files(
+    subfolder: str, train_files: tuple[str, ...], test_file: str, label_bytes: int, folders: list[Path]
+) -> tuple[tuple[np.ndarray, ...], Path] | None:
     names = (*train_files, test_file)
     for folder in [candidate for parent in folders for candidate in (parent, parent / subfolder)]:
         paths = [path if path.is_file() else None for path in (folder / file for file in names)]
         if any(paths):
             _refuse_incomplete(folder, names, paths)
-            # CIFAR-100 puts the superclass before the class.
-            batches = [_read_cifar(path, label_bytes=2 if name == "cifar100" else 1) for path in paths]
-            sizes = [len(labels) for _, labels in batches[:-1]]
+            *train, test = (_read_cifar(path, label_bytes) for path in paths)
+            sizes = [len(labels) for _, labels in train]
             if len(set(sizes)) > 1:
                 raise ValueError(
                     f"{folder}: expected {', '.join(train_files)} to be of equal size, received {sizes} images. "
                     "The shorter ones are truncated."
                 )
-            train_images, train_labels = (np.concatenate(part) for part in zip(*batches[:-1], strict=True))
-            return (train_images, train_labels, *batches[-1]), folder
+            train_images, train_labels = (np.concatenate(part) for part in zip(*train, strict=True))
+            return (train_images, train_labels, *test), folder
     return None
 
 
@@ -273,7 +262,6 @@ def _read_cifar(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 # --- TensorFlow Datasets
-# ---------------------------------------------------------------------------------------
 
 
 def _tfds_folder(data_dir: str | os.PathLike | None) -> Path:
@@ -326,7 +314,7 @@ def _download(name: str, source: _Source, tfds_folder: Path, folders: list[Path]
 
 
 def _refuse_unreachable(url: str) -> None:
-    # TFDS retries ten times with growing pauses, four minutes in all without a network.
+    # TFDS itself retries ten times with growing pauses: 205 s until it gives up without a network.
     request = urllib.request.Request(url, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=_CONNECT_SECONDS).close()
@@ -349,17 +337,19 @@ def _prepare(name: str, tfds_folder: Path) -> Path:
             version = Path(builder.data_path)
             prepared = tfds_folder / name / version.name
             prepared.parent.mkdir(exist_ok=True)
-            version.rename(prepared)
+            if not prepared.is_dir():  # unless another process was faster
+                version.rename(prepared)
     except BaseException:
         if not existed:
-            tfds_folder.rmdir()
+            with contextlib.suppress(OSError):
+                tfds_folder.rmdir()
         raise
     return prepared
 
 
 _SOURCES = {
     "fashion_mnist": _Source(
-        class_names=tuple(_FASHION),
+        class_names=tuple(_FASHION.split(", ")),
         read_files=_read_idx_files,
         files=f"{', '.join(_IDX_FILES)} (each also as .gz)",
         system_folders=(_DEBIAN_FASHION_MNIST,),
@@ -378,8 +368,14 @@ _SOURCES = {
         "and give it with --data-dir FOLDER (data_dir=...); or run again with a network.",
     ),
     "cifar10": _Source(
-        class_names=tuple(_CIFAR10),
-        read_files=_read_cifar_files,
+        class_names=tuple(_CIFAR10.split()),
+        read_files=partial(
+            _read_cifar_files,
+            "cifar-10-batches-bin",
+            tuple(f"data_batch_{batch}.bin" for batch in range(1, 6)),
+            "test_batch.bin",
+            1,
+        ),
         files="cifar-10-batches-bin/data_batch_1.bin to data_batch_5.bin and test_batch.bin",
         system_folders=(),
         url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
@@ -387,8 +383,9 @@ _SOURCES = {
         "with --data-dir FOLDER (data_dir=...); or run again with a network.",
     ),
     "cifar100": _Source(
-        class_names=tuple(_CIFAR100),
-        read_files=_read_cifar_files,
+        class_names=tuple(_CIFAR100.split()),
+        # The superclass stands before the class.
+        read_files=partial(_read_cifar_files, "cifar-100-binary", ("train.bin",), "test.bin", 2),
         files="cifar-100-binary/train.bin and test.bin",
         system_folders=(),
         url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",

@@ -91,6 +91,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
     average, which `tf.layers` and tensor2tensor kept; here it is undone, so that this layer, Keras's layer
     and its synchronized form agree (n = batch·height·width, so the factor is 1.0001 at n = 8,192).
 
+    Under `tf.distribute` the moving averages are the mean over replicas after every step. Keras's layer lets
+    them drift apart and saves those of the first replica.
+
     The fused kernel serves four-dimensional, channels-last activations of at most 32 bits under the
     TensorFlow backend. Everything else (other ranks, axes or backends, masks, `renorm`,
     `synchronized=True`, a layer without scale or centre, float64) is computed by Keras's own code.
@@ -110,6 +113,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
     """
 
+    def add_weight(self, *args: Any, **options: Any) -> keras.Variable:
+        if str(options.get("name")).startswith("moving_"):
+            options["aggregation"] = "mean"
+        return super().add_weight(*args, **options)
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if mask is None and self._has_fused_kernel(inputs):
             return self._fused(inputs, training=bool(training and self.trainable))
@@ -127,7 +135,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
 
     def _fused(self, inputs: Any, *, training: bool) -> Any:
-        import tensorflow as tf  # only here: the networks run without TensorFlow on other backends
+        # Imported here alone, because the networks must run without TensorFlow on Keras's other backends.
+        import tensorflow as tf  # noqa: PLC0415
 
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs,

@@ -52,7 +52,8 @@ def resnet(
             kernel, a negative weight decay, or sizes that are not positive.
 
     Example:
-        >>> resnet((32, 32, 3), 100).count_params()
+        >>> model = resnet((32, 32, 3), 100)
+        >>> sum(weight.numpy().size for weight in model.trainable_weights)
         3419284
 
     Reference:

@@ -1,0 +1,281 @@
+"""One device is the oracle: two replicas in one process and two processes must give the same numbers."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from ls_keras import distribution
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+SCRIPT = Path(__file__).with_name("multi_worker.py")
+ROOT = SCRIPT.parents[1]
+
+
+def start(name, path, tf_config=None):
+    environment = {key: value for key, value in os.environ.items() if key not in ("TF_CONFIG", "TPU_NAME")}
+    environment["PYTHONPATH"] = str(ROOT)
+    # The strategies are compared on CPUs, whatever else the machine has.
+    environment["CUDA_VISIBLE_DEVICES"] = "-1"
+    if tf_config:
+        environment["TF_CONFIG"] = json.dumps(tf_config)
+    with path.with_suffix(".log").open("w") as log:
+        return subprocess.Popen([sys.executable, str(SCRIPT), name, str(path)], stdout=log, stderr=log, env=environment)
+
+
+def free_addresses(count):
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What multi_worker.py found on one device, on two, and on each of two workers."""
+    folder = tmp_path_factory.mktemp("distribution")
+    cluster = {"worker": free_addresses(2)}
+    processes = {
+        f"worker {index}": start(
+            "multi-worker",
+            folder / f"worker {index}.json",
+            {"cluster": cluster, "task": {"type": "worker", "index": index}},
+        )
+        for index in range(2)
+    }
+    processes |= {name: start(name, folder / f"{name}.json") for name in ("cpu", "mirrored")}
+    try:
+        for name, process in processes.items():
+            assert process.wait(timeout=240) == 0, (folder / f"{name}.log").read_text()[-4000:]
+    finally:
+        for process in processes.values():
+            process.kill()
+    return {name: json.loads((folder / f"{name}.json").read_text()) for name in processes}
+
+
+def numbers(tree):
+    return np.array([leaf for leaf in tf.nest.flatten(tree)], dtype="float64")
+
+
+@pytest.mark.parametrize("variant", ["plain", "derived"])
+@pytest.mark.parametrize("where", ["mirrored", "worker 0", "worker 1"])
+def test_replicas_compute_what_one_device_computes(results, where, variant):
+    expected, received = results["cpu"][variant], results[where][variant]
+    assert set(expected) - set(received) == ({"state"} if where == "worker 1" else set())
+    for part in received:
+        np.testing.assert_allclose(numbers(received[part]), numbers(expected[part]), rtol=1e-5, atol=1e-5, err_msg=part)
+
+
+def test_the_clipping_that_was_compared_was_active(results):
+    assert results["cpu"]["gradient norm"] > 0.3
+
+
+def test_evaluation_counts_each_example_once(results):
+    """Accuracy and loss of the predictions, in NumPy; the padded rows are those of weight 0."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    from multi_worker import examples
+
+    _, labels, weights = examples(21)
+    for where in results:
+        logits = np.array(results[where]["plain"]["predictions"])
+        correct = logits.argmax(axis=1) == labels
+        history, uneven = results[where]["plain"]["history"], results[where]["plain"]["uneven"]
+        np.testing.assert_allclose(history["val_accuracy"][-1], correct.mean(), atol=1e-6)
+        np.testing.assert_allclose(uneven["accuracy"], np.average(correct, weights=weights), atol=1e-6)
+
+
+def test_one_chief_among_the_workers(results):
+    assert {name: result["chief"] for name, result in results.items()} == {
+        "cpu": True,
+        "mirrored": True,
+        "worker 0": True,
+        "worker 1": False,
+    }
+
+
+def test_describe_names_devices_and_replicas(results):
+    assert results["cpu"]["description"] == "1 replica, OneDeviceStrategy, here: CPU:0"
+    assert results["mirrored"]["description"] == "2 replicas, MirroredStrategy, here: CPU:0 CPU:1"
+    assert results["worker 0"]["description"].endswith("here: CPU:0 (worker 0, chief)")
+    assert results["worker 1"]["description"].endswith("here: CPU:0 (worker 1)")
+
+
+def test_report_whether_keras_still_needs_model(results):
+    if results["worker 0"]["stock fault"] is None:
+        pytest.skip("Keras trains with several workers now: distribution.Model may be able to shrink.")
+
+
+@pytest.mark.parametrize("rows", [8, 5, 1])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_parts_of_a_batch_join_to_the_batch_as_predict_joins_them(workers, rows):
+    """Keras joins the first replica of each worker, then the second of each."""
+    replicas = 4
+    dataset = tf.data.Dataset.range(2 * rows).batch(rows)
+    by_worker = [
+        list(distribution._parts(dataset, tf.distribute.InputContext(workers, worker, replicas)).as_numpy_iterator())
+        for worker in range(workers)
+    ]
+    here = replicas // workers
+    for step in range(2):
+        parts = [by_worker[w][step * here + local] for local in range(here) for w in range(workers)]
+        np.testing.assert_array_equal(np.concatenate(parts), step * rows + np.arange(rows))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_parts_keep_static_shapes_and_endlessness():
+    dataset = tf.data.Dataset.from_tensors((tf.zeros([8, 3]), tf.zeros([8]))).repeat()
+    parts = distribution._parts(dataset, tf.distribute.InputContext(2, 1, 4))
+    assert [spec.shape.as_list() for spec in parts.element_spec] == [[2, 3], [2]]
+    assert parts.cardinality() == tf.data.INFINITE_CARDINALITY
+
+
+def test_strategies_of_one_process(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    assert isinstance(distribution.strategy("cpu"), tf.distribute.OneDeviceStrategy)
+    assert isinstance(distribution.strategy("mirrored"), tf.distribute.MirroredStrategy)
+    automatic = distribution.strategy("auto")
+    assert automatic.num_replicas_in_sync == max(1, len(tf.config.list_logical_devices("GPU")))
+    assert distribution.is_chief(automatic)
+    assert distribution.describe(automatic).startswith("1 replica, ") or automatic.num_replicas_in_sync > 1
+
+
+def test_auto_does_not_wait_for_workers_where_there_is_one(monkeypatch):
+    monkeypatch.delenv("TPU_NAME", raising=False)
+    alone = {"cluster": {"worker": ["127.0.0.1:2222"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(alone))
+    assert not isinstance(distribution.strategy("auto"), tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def test_unknown_strategy_is_refused_with_a_suggestion():
+    with pytest.raises(ValueError, match=r"'miror'.*auto, cpu, mirrored.*Perhaps you meant 'mirrored'"):
+        distribution.strategy("miror")
+
+
+TWO = '{"cluster": {"worker": ["a:1", "b:2"]}, "task": '
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "is not set"),
+        ("{'cluster': 1}", "not valid JSON"),
+        ("[]", "'cluster' and 'task'"),
+        ('{"cluster": {"worker": ["a:1", "b:2"]}}', "'cluster' and 'task'"),
+        ('{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}', "list of 'host:port'"),
+        ('{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}', "list of 'host:port'"),
+        ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "nothing else"),
+        (TWO + '{"type": "worker", "index": 2}}', "not in 'cluster'"),
+        (TWO + '{"type": "worker", "index": "0"}}', "not in 'cluster'"),
+        (TWO + '{"type": "chief", "index": 0}}', "not in 'cluster'"),
+    ],
+)
+def test_bad_tf_config_is_refused_with_an_example(monkeypatch, text, reason):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ValueError, match=rf"TF_CONFIG.*{reason}.*for example: TF_CONFIG='\{{"):
+        distribution.strategy("multi-worker")
+
+
+def replicated_model(steps_per_execution=1):
+    """A model of two replicas as far as its checks of data go, which come before any work."""
+    inputs = keras.Input((3,))
+    model = distribution.Model(inputs, keras.layers.Dense(2)(inputs))
+    model.compile("sgd", "mse", steps_per_execution=steps_per_execution)
+    model._distribute_strategy = type("TwoReplicas", (), {"num_replicas_in_sync": 2})()
+    return model
+
+
+def pairs(rows, batch_size, **options):
+    return tf.data.Dataset.from_tensor_slices((np.zeros((rows, 3)), np.zeros((rows, 2)))).batch(batch_size, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        (np.zeros((4, 3)), {}, "tf.data.Dataset of global batches, received ndarray"),
+        (pairs(6, 3, drop_remainder=True), {}, "batches of 3 rows for 2 replicas"),
+        (pairs(6, 4), {}, "batches of varying rows for 2 replicas.*drop_remainder"),
+        (pairs(4, 4, drop_remainder=True).repeat(), {}, "say how many steps"),
+        (pairs(4, 4, drop_remainder=True).repeat(), {"steps_per_epoch": 3}, "multiple of steps_per_execution=2"),
+    ],
+)
+def test_data_that_replicas_cannot_share_is_refused(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        replicated_model(steps_per_execution=2).fit(data, verbose=0, **options)
+
+
+def dropout_model():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = keras.layers.Dropout(0.5, seed=7)(inputs)
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(8)(x))
+    model = distribution.Model(inputs, keras.layers.Dense(3)(keras.layers.Dropout(0.5, seed=8)(x)))
+    model.compile(
+        keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 4), momentum=0.9, global_clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        weighted_metrics=["accuracy"],
+    )
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def test_training_resumes_bit_by_bit(tmp_path):
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(32, 4)).astype("float32"), generator.integers(0, 3, 32)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(8, drop_remainder=True)
+
+    straight = dropout_model()
+    straight.fit(batches, verbose=0)
+
+    first = dropout_model()
+    first.fit(batches.take(2), verbose=0)
+    np.savez(tmp_path / "state.npz", *distribution.get_state(first))
+    second = dropout_model()
+    with np.load(tmp_path / "state.npz") as saved:
+        distribution.set_state(second, list(saved.values()))
+    second.fit(batches.skip(2), verbose=0)
+
+    state, resumed = distribution.get_state(straight), distribution.get_state(second)
+    assert [array.tobytes() for array in state] == [array.tobytes() for array in resumed]
+    assert any(
+        array.tobytes() != after.tobytes() for array, after in zip(distribution.get_state(first), resumed, strict=True)
+    )
+
+
+def test_state_of_another_model_is_refused_and_nothing_changes():
+    model = dropout_model()
+    before = distribution.get_state(model)
+    with pytest.raises(ValueError, match="does not belong to this model"):
+        distribution.set_state(model, [array + 1 for array in before[:-1]])
+    assert all((a == b).all() for a, b in zip(before, distribution.get_state(model), strict=True))
+
+
+def test_state_needs_an_optimizer_that_is_built():
+    inputs = keras.Input((3,))
+    model = distribution.Model(inputs, keras.layers.Dense(2)(inputs))
+    with pytest.raises(ValueError, match=r"optimizer\.build"):
+        distribution.get_state(model)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras with NumPy 2.4
+def test_model_keeps_the_layers_and_is_saved_like_any_other(tmp_path):
+    inputs = keras.Input((3,))
+    network = keras.Model(inputs, keras.layers.Dense(2, name="logits")(inputs), name="tiny")
+    model = distribution.Model(network.input, network.output, name=network.name)
+    model.compile("sgd", "mse")
+    assert model.get_layer("logits") is network.get_layer("logits")
+    x = np.ones((2, 3), "float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded) is distribution.Model
+    np.testing.assert_array_equal(loaded(x), network(x))
