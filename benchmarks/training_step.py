@@ -4,7 +4,8 @@
 
 A step is forward, backward and a Nesterov update on one fixed batch of 128 images of 32×32×3, through
 `train_on_batch` for Keras. Variants take turns, so that whatever else the machine does hits all alike; the
-table shows medians and their ratio to stock Keras in float32, graph mode.
+table shows medians and their ratio to stock Keras in float32, graph mode. Where TensorFlow sees no accelerator,
+Keras's `compile()` leaves XLA off by default, and its row repeats the first one: a measure of the noise.
 """
 
 import argparse
@@ -30,6 +31,7 @@ except ImportError:
     torch = None
 
 BATCH, SHAPE, CLASSES = 128, (32, 32, 3), 10
+BASE = "stock Keras, float32, graph"
 BUILDERS = {"resnet": models.resnet, "alexnet": models.alexnet}
 
 
@@ -131,18 +133,20 @@ def torch_step(network, batch) -> Callable[[], float]:
     return step
 
 
-def variants(network, batch) -> dict[str, Callable[[], float]]:
+def variants(network, batch, *, xla) -> dict[str, Callable[[], float]]:
+    def step(**options):
+        return keras_step(network, batch, **options)
+
     steps = {
-        "stock Keras, float32, graph": keras_step(network, batch, ours=False, policy="float32", jit_compile=False),
-        "stock Keras, compile() defaults": keras_step(network, batch, ours=False, policy="float32", jit_compile="auto"),
-        "stock Keras, mixed_bfloat16, graph": keras_step(
-            network, batch, ours=False, policy="mixed_bfloat16", jit_compile=False
-        ),
-        "ours, float32, graph": keras_step(network, batch, ours=True, policy="float32", jit_compile=False),
-        "ours, mixed_bfloat16, graph": keras_step(
-            network, batch, ours=True, policy="mixed_bfloat16", jit_compile=False
-        ),
+        BASE: step(ours=False, policy="float32", jit_compile=False),
+        "stock Keras, compile() defaults": step(ours=False, policy="float32", jit_compile="auto"),
+        "stock Keras, mixed_bfloat16, graph": step(ours=False, policy="mixed_bfloat16", jit_compile=False),
+        "ours, float32, graph": step(ours=True, policy="float32", jit_compile=False),
+        "ours, mixed_bfloat16, graph": step(ours=True, policy="mixed_bfloat16", jit_compile=False),
     }
+    if xla:
+        steps["stock Keras, float32, XLA"] = step(ours=False, policy="float32", jit_compile=True)
+        steps["ours, mixed_bfloat16, XLA"] = step(ours=True, policy="mixed_bfloat16", jit_compile=True)
     if torch:
         steps["PyTorch eager, bfloat16 autocast"] = torch_step(network, batch)
     return steps
@@ -173,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--network", choices=[*BUILDERS], nargs="+", default=[*BUILDERS])
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each variant")
+    parser.add_argument("--xla", action="store_true", help="also measure XLA, which takes minutes to compile")
     arguments = parser.parse_args()
 
     versions = f"Keras {keras.__version__}, TensorFlow {tf.__version__}"
@@ -185,8 +190,8 @@ def main() -> None:
     )
     print(f"\n{'network':9}{'variant':37}{'median ms':>10}{'min ms':>9}{'ratio':>7}")
     for network in arguments.network:
-        seconds = measure(variants(network, batch), arguments.repeats)
-        base = statistics.median(seconds["stock Keras, float32, graph"])
+        seconds = measure(variants(network, batch, xla=arguments.xla), arguments.repeats)
+        base = statistics.median(seconds[BASE])
         for name, times in seconds.items():
             median = statistics.median(times)
             print(f"{network:9}{name:37}{1e3 * median:10.0f}{1e3 * min(times):9.0f}{median / base:7.2f}")

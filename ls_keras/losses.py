@@ -227,7 +227,7 @@ class _Smoothing:
         def of_logits(z: Any) -> tuple[Any, Any]:
             top = ops.max(z, axis=-1, keepdims=True)
             log_total = ops.log(ops.sum(ops.exp(z - top), axis=-1, keepdims=True))
-            z_label = ops.take_along_axis(z, index, axis=-1)
+            z_label = _pick(z, index)
             z_prior = ops.mean(z, -1, keepdims=True) if self.prior is None else _weighted_sum(z, prior)
             loss = log_total + on * (top - z_label) + mass * (top - z_prior)
 
@@ -260,13 +260,23 @@ def _weighted_sum(values: Any, weights: Any) -> Any:
     return ops.matmul(values, ops.expand_dims(weights, -1))
 
 
+def _pick(values: Any, index: Any) -> Any:
+    """Return `values [..., K]` at `index [..., 1]`."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf  # noqa: PLC0415 (other backends run without it)
+
+        # Keras 3.15 copies the whole array here, by a broadcast to its own shape.
+        return tf.gather(values, index, batch_dims=len(values.shape) - 1)
+    return ops.take_along_axis(values, index, axis=-1)
+
+
 def _add_at(values: Any, index: Any, amount: Any) -> Any:
     """Add `amount [..., 1]` to `values [..., K]` at `index [..., 1]`, without a one-hot matrix."""
     num_classes = values.shape[-1]
     flat = ops.reshape(values, (-1, num_classes))
     column = ops.reshape(index, (-1,))
     row = ops.cast(ops.arange(ops.shape(flat)[0]), column.dtype)
-    updates = ops.take_along_axis(values, index, axis=-1) + amount
+    updates = _pick(values, index) + amount
     flat = ops.scatter_update(flat, ops.stack([row, column], axis=-1), ops.reshape(updates, (-1,)))
     return ops.reshape(flat, ops.shape(values))
 

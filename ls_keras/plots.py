@@ -499,9 +499,22 @@ def _draw_panel(axes: Axes, panel: PlanePanel, square: tuple[np.ndarray, float])
     _style(axes, "", "")
     axes.spines[["top", "right"]].set_visible(True)
     axes.spines[["top", "right"]].set_linewidth(_HAIRLINE)
+    axes.set_xticks(_fitting_ticks(*axes.get_xlim(), axes.get_position().width * _PAGE))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=3))
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10], min_n_ticks=3))
         axis.set_major_formatter(FuncFormatter(_coordinate))
+
+
+def _fitting_ticks(low: float, high: float, side: float) -> np.ndarray:
+    """Return ticks whose labels reach neither each other nor those of the next panel."""
+    ticks = MaxNLocator(4, steps=[1, 2, 5, 10], min_n_ticks=3).tick_values(low, high)
+    # A digit of 7 points is 0.062 inches wide.
+    reach = np.array([0.033 * len(_coordinate(tick, 0)) for tick in ticks])
+    place = side * (ticks - low) / (high - low)
+    inside = (place - reach > -0.03) & (place + reach < side + 0.03)
+    if 2 * reach.max() > np.diff(place).min():
+        inside &= np.round(ticks / (ticks[1] - ticks[0])) % 2 == 0
+    return ticks[inside]
 
 
 def _coordinate(value: float, _: int) -> str:
