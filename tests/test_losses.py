@@ -225,18 +225,37 @@ def test_optimal_logit_gap():
     np.testing.assert_allclose(gradient, np.zeros((1, k)), atol=1e-6)
 
 
-def test_integer_labels_never_become_one_hot():
-    """No tensor of the compiled graph besides the logits' own passes is created by a one-hot operation."""
-    step = tf.function(lambda y, z: loss_gradient(y, z)).get_concrete_function(
-        tf.TensorSpec((8,), "int32"), tf.TensorSpec((8, 50), "float32")
-    )
-    operations = {op.type for op in step.graph.get_operations()}
-    assert "OneHot" not in operations
-    assert "TensorScatterUpdate" in operations
-
-
-def loss_gradient(labels, logits):
+def gradient_of(loss, labels, logits):
     with tf.GradientTape() as tape:
         tape.watch(logits)
-        value = SmoothedCrossentropy(0.1)(labels, logits)
-    return tape.gradient(value, logits)
+        value = loss(labels, logits)
+    return value, tape.gradient(value, logits)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("convention", "with_prior"), [("all", False), ("all", True), ("others", True)])
+def test_a_large_vocabulary_in_sequences_follows_the_definition(convention, with_prior, compiled):
+    generator = np.random.default_rng(7)
+    logits, labels = generator.normal(size=(2, 3, 1500)).astype("float32"), generator.integers(0, 1500, (2, 3))
+    prior = generator.dirichlet(np.ones(1500)) if with_prior else None
+    expected, gradient = reference(labels.ravel(), logits.reshape(6, 1500), 0.1, convention, prior)
+    loss = SmoothedCrossentropy(0.1, convention, prior, reduction="sum")
+    step = tf.function(lambda y, z: gradient_of(loss, y, z), jit_compile=compiled)
+    value, received = step(tf.constant(labels), tf.constant(logits))
+    np.testing.assert_allclose(value, expected.sum(), rtol=1e-6)
+    np.testing.assert_allclose(received, gradient.reshape(2, 3, 1500), atol=1e-6)
+
+
+def test_integer_labels_never_become_one_hot():
+    """Floating arrays of the logits' size: softmax and gradient, which the runtime puts in one buffer."""
+    step = tf.function(lambda y, z: gradient_of(SmoothedCrossentropy(0.1), y, z)).get_concrete_function(
+        tf.TensorSpec((8,), "int32"), tf.TensorSpec((8, 2000), "float32")
+    )
+    made = {
+        operation.type
+        for operation in step.graph.get_operations()
+        for tensor in operation.outputs
+        if tensor.dtype.is_floating and tensor.shape.rank and tensor.shape.num_elements() == 16000
+    }
+    # Fill is the gradient of an identity of the logits that nothing reads; it is pruned.
+    assert made == {"Placeholder", "Softmax", "Mul", "Sub", "SelectV2", "Identity", "IdentityN", "Fill"}

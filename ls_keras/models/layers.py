@@ -169,7 +169,7 @@ class LocalResponseNormalization(keras.layers.Layer):
     more tensor are kept for the backward pass.
 
     Under `mixed_bfloat16` the factor carries 8 significant bits like every activation there: with the tutorial's
-    α, an energy below about 20 leaves x as it is.
+    α, an energy below 35 leaves x as it is.
 
     Args:
         depth_radius: channels on either side that count, besides the channel itself.
