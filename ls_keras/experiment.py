@@ -57,6 +57,8 @@ class Where:
     """devices to train on; auto takes a TPU, the workers of TF_CONFIG, several GPUs, or the one device"""
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     """arithmetic of the hidden layers; logits, losses and weights stay float32"""
+    quiet: bool = False
+    """print nothing but errors"""
     traceback: bool = False
     """show the Python traceback of an error instead of its message alone"""
 
@@ -102,10 +104,17 @@ def main(description: str, sizes: Mapping[str, Config], run: Callable[..., Any])
         default=command(config=sizes[size], where=Where()),
         args=arguments,
     )
-    try:
+    with messages(chosen.where.traceback):
         run(chosen.config, size=size, where=chosen.where)
+
+
+@contextlib.contextmanager
+def messages(traceback: bool = False) -> Iterator[None]:
+    """End the process with an error's message alone, unless its Python traceback is asked for."""
+    try:
+        yield
     except (ValueError, OSError, FloatingPointError) as problem:
-        if chosen.where.traceback:
+        if traceback:
             raise
         sys.exit(f"error: {problem}\n(--traceback shows where)")
 
@@ -142,12 +151,13 @@ def run(
         OSError: If the folder cannot be written.
     """
     where = where or Where()
+    say = _silent if where.quiet else tqdm.write
     _check_steps(config)
     folder = where.workdir / recipe / label(config, size, sizes)
     record = {"recipe": recipe, "size": size, "config": _plain(config), "precision": where.precision}
     finished = _finished(folder, record)
     if finished:
-        tqdm.write(f"{folder}: finished before, reused")
+        say(f"{folder}: finished before, reused")
         return finished
     strategy = distribution.strategy(where.strategy)
     chief = distribution.is_chief(strategy)
@@ -157,12 +167,12 @@ def run(
             model = build_model(config, data)
             model.optimizer.build(model.trainable_variables)
             model.steps_per_execution = _steps_per_execution(config.evaluate_every)
-        tqdm.write(
+        say(
             f"{folder}: {config.steps:,} steps of {config.batch_size} on {data.num_train:,} training examples, "
             f"{distribution.describe(strategy)}"
         )
         started = time.perf_counter()
-        _fit(model, config, data, folder, chief)
+        _fit(model, config, data, folder, chief, say)
         splits = {s: data.evaluation(s, config.batch_size) for s in ("held_out", "test") if len(data.labels(s))}
         metrics = {s: model.evaluate(d, verbose=0, return_dict=True) for s, d in splits.items()}
         metrics = {s: {k: v for k, v in m.items() if k != "loss"} for s, m in metrics.items()}
@@ -177,7 +187,7 @@ def run(
         f"{split.replace('_', '-')}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics[split].items())
         for split in splits
     )
-    tqdm.write(f"{folder}: {summary}")
+    say(f"{folder}: {summary}")
     return Run(folder, metrics)
 
 
@@ -252,7 +262,9 @@ def write(path: Path, content: str | bytes) -> None:
 class _Watch(keras.callbacks.Callback):
     """Progress bar, history, TensorBoard, checkpoints, and an end to a diverging run."""
 
-    def __init__(self, folder: Path, config: Config, history: list[dict[str, float]], chief: bool) -> None:
+    def __init__(
+        self, folder: Path, config: Config, history: list[dict[str, float]], chief: bool, *, show: bool
+    ) -> None:
         super().__init__()
         self.folder, self.history, self.interval = folder, history, config.evaluate_every
         self.step = len(history) * self.interval
@@ -263,7 +275,7 @@ class _Watch(keras.callbacks.Callback):
             initial=self.step,
             unit="step",
             leave=False,
-            disable=not self.chief,
+            disable=not show,
             desc=folder.name,
         )
 
@@ -311,17 +323,17 @@ class _Watch(keras.callbacks.Callback):
             )
 
 
-def _fit(model: keras.Model, config: Config, data: Data, folder: Path, chief: bool) -> None:
+def _fit(model: keras.Model, config: Config, data: Data, folder: Path, chief: bool, say: Callable[[str], None]) -> None:
     checkpoint = folder / "checkpoints" / "last.npz"
     history: list[dict[str, float]] = []
     if checkpoint.exists():
         with np.load(checkpoint) as arrays:
             history = json.loads(str(arrays["history"]))
             distribution.set_state(model, [arrays[f"arr_{i}"] for i in range(len(arrays.files) - 1)])
-        tqdm.write(f"{folder}: going on from step {history[-1]['step']:,}")
+        say(f"{folder}: going on from step {history[-1]['step']:,}")
     if len(history) * config.evaluate_every >= config.steps:
         return
-    watch = _Watch(folder, config, history, chief)
+    watch = _Watch(folder, config, history, chief, show=chief and say is not _silent)
     split = "held_out" if len(data.labels("held_out")) else "test"
     try:
         model.fit(
@@ -449,6 +461,10 @@ def _unknown(what: str, received: str, known: Mapping[str, Any]) -> str:
     near = difflib.get_close_matches(received, known, n=1)
     hint = f" Perhaps you meant {near[0]!r}?" if near else ""
     return f"unknown {what} {received!r}; known: {', '.join(known)}.{hint}"
+
+
+def _silent(text: str) -> None:
+    pass
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ tensor2tensor's, twice as wide as He et al.'s; `--widths 16 16 32 64` gives thei
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ls_keras import data, distribution, experiment, losses, metrics, models
 
@@ -28,6 +29,8 @@ class Config:
     """training examples; None is all that are not held out [A.2: 40,000]"""
     held_out_size: int = 10_000
     """examples held out of the training set [A.2]"""
+    scaling: Literal["standardize", "unit"] = "standardize"
+    """standardize gives each image, once cropped, mean 0 and deviation 1; unit is pixels in [0, 1] [A.2]"""
     alpha: float = 0.1
     """label smoothing α [Table 2]; 0 is hard targets"""
     loss_multiplier: float = 3.0
@@ -91,12 +94,12 @@ SIZES = {
 
 
 def load_data(config: Config, data_dir: Path | None = None) -> data.Data:
-    """Give standardised images, randomly cropped and flipped in training."""
+    """Give scaled images, randomly cropped and flipped in training."""
     return data.load_images(
         config.dataset,
         train_size=config.train_size,
         held_out_size=config.held_out_size,
-        scaling="standardize",
+        scaling=config.scaling,
         crop_padding=config.crop_padding,
         flip=config.flip,
         data_dir=data_dir,
@@ -114,7 +117,7 @@ def build_model(config: Config, images: data.Data) -> distribution.Model:
         synchronized=config.synchronized,
         seed=config.seed,
     )
-    model = distribution.Model(network.inputs, network.outputs)
+    model = distribution.Model(network.input, network.output)
     rates = [config.learning_rate / 10**drop for drop in range(len(config.drops) + 1)]
     model.compile(
         optimizer=keras.optimizers.SGD(

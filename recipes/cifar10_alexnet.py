@@ -10,6 +10,7 @@ which the paper is silent, is that of its ResNet, so that one image can go throu
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ls_keras import data, distribution, experiment, losses, metrics, models
 
@@ -26,6 +27,8 @@ class Config:
     """training examples; None is all that are not held out [A.1: 40,000]"""
     held_out_size: int = 10_000
     """examples held out of the training set [A.1]"""
+    scaling: Literal["standardize", "unit"] = "standardize"
+    """standardize gives each image, once cropped, mean 0 and deviation 1; unit is pixels in [0, 1] [A.2]"""
     alpha: float = 0.1
     """label smoothing α [Table 2]; 0 is hard targets"""
     loss_multiplier: float = 3.0
@@ -80,12 +83,12 @@ SIZES = {
 
 
 def load_data(config: Config, data_dir: Path | None = None) -> data.Data:
-    """Give standardised images, randomly cropped and flipped in training."""
+    """Give scaled images, randomly cropped and flipped in training."""
     return data.load_images(
         config.dataset,
         train_size=config.train_size,
         held_out_size=config.held_out_size,
-        scaling="standardize",
+        scaling=config.scaling,
         crop_padding=config.crop_padding,
         flip=config.flip,
         data_dir=data_dir,
@@ -95,7 +98,7 @@ def load_data(config: Config, data_dir: Path | None = None) -> data.Data:
 def build_model(config: Config, images: data.Data) -> distribution.Model:
     """Compose and compile the network."""
     network = models.alexnet(images.input_shape, images.num_classes, weight_decay=config.weight_decay, seed=config.seed)
-    model = distribution.Model(network.inputs, network.outputs)
+    model = distribution.Model(network.input, network.output)
     rates = [config.learning_rate / 10**drop for drop in range(len(config.drops) + 1)]
     model.compile(
         optimizer=keras.optimizers.SGD(keras.optimizers.schedules.PiecewiseConstantDecay(config.drops, rates)),

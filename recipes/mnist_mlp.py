@@ -9,7 +9,7 @@ biases) the values follow Hinton, Vinyals, Dean (2015) and are marked below.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ls_keras import data, distribution, experiment, losses, metrics, models
 
@@ -27,6 +27,8 @@ class Config:
     """training examples; None is all that are left [A.5 trains on all 60,000]"""
     held_out_size: int = 0
     """examples held out of the training set; 0 reports the test set alone, as A.5 does"""
+    scaling: Literal["standardize", "unit"] = "unit"
+    """unit is pixels in [0, 1]; standardize gives each image mean 0 and deviation 1 [silent]"""
     alpha: float = 0.1
     """label smoothing α [A.5]; 0 is hard targets"""
     units: tuple[int, ...] = (1200, 1200)
@@ -83,12 +85,12 @@ SIZES = {
 
 
 def load_data(config: Config, data_dir: Path | None = None) -> data.Data:
-    """Give images in [0, 1] [scaling: silent], randomly shifted in training."""
+    """Give scaled images, randomly shifted in training."""
     return data.load_images(
         config.dataset,
         train_size=config.train_size,
         held_out_size=config.held_out_size,
-        scaling="unit",
+        scaling=config.scaling,
         shift=config.shift,
         data_dir=data_dir,
     )
@@ -106,7 +108,7 @@ def build_model(config: Config, images: data.Data) -> distribution.Model:
         max_norm=config.max_norm,
         seed=config.seed,
     )
-    model = distribution.Model(network.inputs, network.outputs)
+    model = distribution.Model(network.input, network.output)
     model.compile(
         optimizer=SmoothedGradientDescent(
             keras.optimizers.schedules.PolynomialDecay(config.learning_rate, config.steps, end_learning_rate=0.0),

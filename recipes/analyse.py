@@ -1,0 +1,289 @@
+"""Figures, tables and a page about any exported networks: representations (section 2) and calibration (section 3).
+
+    python recipes/analyse.py saved_models/mnist_mlp/digits-alpha=0.0 saved_models/mnist_mlp/digits --out analysis
+    python recipes/analyse.py some/saved_model --dataset cifar10 --scaling standardize
+
+A network is a run's folder, whose `config.json` names its data, or any SavedModel with the endpoints `serve`,
+`probe` and `templates`; then the data are named here. Figure 1 sets the first network beside each other one.
+"""
+
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ls_keras import analysis, experiment, plots, report
+from ls_keras.analysis import calibration, geometry
+from ls_keras.data import Data, load_images
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+_DATA_FIELDS = ("dataset", "train_size", "held_out_size", "scaling", "crop_padding", "flip", "shift")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is analysed, and where the result goes."""
+
+    networks: tyro.conf.Positional[tuple[Path, ...]]
+    """run folders, or SavedModel folders"""
+    out: Path = Path("analysis")
+    """folder for report.html, statistics.json and the figures"""
+    classes: tuple[int, int, int] = (0, 1, 2)
+    """the three classes of Figure 1 [the paper's CIFAR-10 row shows the first three]"""
+    dataset: str | None = None
+    """data set, where config.json does not say"""
+    train_size: int | None = None
+    """training examples, where config.json does not say"""
+    held_out_size: int | None = None
+    """held-out examples, where config.json does not say; without any, the test set stands in"""
+    scaling: Literal["standardize", "unit"] | None = None
+    """of the pixels, where config.json does not say"""
+    data_dir: Path | None = None
+    """folder with data files, if they are not in their usual places"""
+    limit: int = 50_000
+    """greatest number of training examples to look at"""
+    traceback: bool = False
+    """show the Python traceback of an error instead of its message alone"""
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """An exported network and what it makes of its training and held-out examples."""
+
+    name: str
+    kernel: np.ndarray
+    bias: np.ndarray
+    train: analysis.probe.Collected
+    held_out: analysis.probe.Collected
+
+
+def load(path: Path, name: str, data: Data, limit: int | None = None) -> Network:
+    """Run a SavedModel over its data, without augmentation."""
+    probe = analysis.Probe(path)
+    if probe.num_classes != data.num_classes:
+        raise ValueError(f"{path} tells {probe.num_classes} classes apart, but {data.name} has {data.num_classes}.")
+    split = "held_out" if len(data.labels("held_out")) else "test"
+    train, held_out = (
+        probe.collect(data.evaluation(part, 500), most) for part, most in (("train", limit), (split, None))
+    )
+    return Network(name, probe.kernel, probe.bias, train, held_out)
+
+
+def statistics(network: Network, chosen: tuple[int, int, int]) -> dict[str, float]:
+    """Return the numbers behind claims C1 to C6.
+
+    Geometry is averaged over the planes of all classes (k, k + 1, k + 2), so that none is picked by hand. The
+    temperature is fitted on each half of the held-out examples and scored on the other.
+
+    Args:
+        network: What `load` gives.
+        chosen: Two similar classes and a different one, for `geometry.continuum`.
+    """
+    held_out, labels = network.held_out.logits, network.held_out.labels
+    halves = calibration.cross_fitted(held_out, labels)
+    confidence, correct = calibration.top_label(held_out, labels)
+    planes = {split: _plane_statistics(network, split) for split in ("train", "held_out")}
+    return {
+        "accuracy": float(correct.mean()),
+        "nll": calibration.negative_log_likelihood(held_out, labels),
+        "ece": calibration.expected_calibration_error(held_out, labels),
+        "overconfidence": float(confidence.mean() - correct.mean()),
+        "reliability slope": calibration.reliability(held_out, labels).slope,
+        "temperature": float(np.mean([fit.temperature for fit in halves.fits])),
+        "ece at temperature": calibration.expected_calibration_error(held_out, labels, temperature=halves.temperature),
+        "nll at temperature": calibration.negative_log_likelihood(held_out, labels, temperature=halves.temperature),
+        "continuum": geometry.continuum(network.train.logits, network.train.labels, chosen[:2], chosen[2]),
+        **{f"{name}, {split.replace('_', '-')}": value for split in planes for name, value in planes[split].items()},
+    }
+
+
+def similar_classes(network: Network) -> tuple[int, int, int]:
+    """Return the two most similar classes and the one most different from both, by a network's class means."""
+    num_classes = network.kernel.shape[1]
+    means = geometry.class_means(network.train.penultimate, network.train.labels, num_classes)
+    return geometry.similar_and_different(means)
+
+
+def plane_panels(network: Network, classes: Sequence[int], *, with_bias: bool = False) -> list[plots.PlanePanel]:
+    """Return the train and the held-out panel of Figure 1, with up to 100 examples of each class as in the paper."""
+    plane = geometry.template_plane(network.kernel, network.bias, classes, with_bias=with_bias)
+    panels = []
+    for part in (network.train, network.held_out):
+        rows = np.concatenate([np.flatnonzero(part.labels == label)[:100] for label in classes])
+        position = np.searchsorted(np.sort(classes), part.labels[rows])
+        panels.append(
+            plots.PlanePanel(plane.project(part.penultimate[rows]), np.argsort(classes)[position], plane.templates)
+        )
+    return panels
+
+
+def reliability_curve(
+    name: str, networks: Sequence[Network], *, fitted: bool = False, num_bins: int = 15
+) -> plots.ReliabilityCurve:
+    """Return a curve of Figure 2 over the held-out examples of all networks, at T = 1 or at fitted temperatures."""
+    logits = np.concatenate([network.held_out.logits for network in networks])
+    labels = np.concatenate([network.held_out.labels for network in networks])
+    temperature: Any = 1.0
+    if fitted:
+        halves = [calibration.cross_fitted(n.held_out.logits, n.held_out.labels) for n in networks]
+        temperature = np.concatenate([half.temperature for half in halves])
+    bins = calibration.reliability(logits, labels, num_bins=num_bins, temperature=temperature)
+    return plots.ReliabilityCurve(name, bins.confidence, bins.accuracy, bins.count, bins.ece)
+
+
+def made_how(**more: str) -> dict[str, str]:
+    """Return what a reader needs to make a page again."""
+    versions = {module: sys.modules[module].__version__ for module in ("tensorflow", "keras", "numpy")}
+    return {
+        **more,
+        "Command": " ".join(["python", *sys.argv]),
+        "Versions": ", ".join(f"{module} {version}" for module, version in versions.items()),
+        "Machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+
+
+def save_figures(figures: dict[str, Figure], out: Path) -> None:
+    """Write each figure as PNG and PDF."""
+    for name, figure in figures.items():
+        for ending in ("png", "pdf"):
+            plots.save(figure, out / f"{name}.{ending}")
+
+
+def run(config: Config) -> Path:
+    """Analyse the networks and return the page."""
+    if not config.networks:
+        raise ValueError("no networks: give at least one run folder or SavedModel folder.")
+    networks, names = [], _names(config.networks)
+    for path, name in zip(tqdm(config.networks, desc="networks", unit="network", leave=False), names, strict=True):
+        data = _data(path, config)
+        networks.append(load(_saved_model(path), name, data, config.limit))
+    chosen = similar_classes(networks[0])
+    measured = {network.name: statistics(network, chosen) for network in networks}
+    figures = {
+        "figure_1": _planes(networks, config.classes, data.class_names),
+        "figure_2": plots.reliability_figure([reliability_curve(network.name, [network]) for network in networks]),
+    }
+    config.out.mkdir(parents=True, exist_ok=True)
+    save_figures(figures, config.out)
+    similar = f"{data.class_names[chosen[0]]} and {data.class_names[chosen[1]]}"
+    experiment.write(config.out / "statistics.json", json.dumps(measured, indent=2) + "\n")
+    page = report.write_report(
+        config.out / "report.html",
+        title=f"Representations and calibration on {data.name}",
+        lead=f"{len(networks)} exported network{'s' if len(networks) > 1 else ''}, each run over its training and "
+        "held-out examples without augmentation.",
+        figures=[
+            report.Illustration(
+                figures["figure_1"],
+                "Penultimate activations on the plane through three templates (stars).",
+                "Scatter plots of three classes in the template plane.",
+            ),
+            report.Illustration(
+                figures["figure_2"],
+                "Accuracy over confidence of the held-out examples; on the dashed line a network is calibrated.",
+                "Reliability diagrams with the number of examples in each bin.",
+            ),
+        ],
+        tables=[_table(measured), _calibration_table(networks)],
+        made_how=made_how(
+            Data=f"{data.name} from {data.origin}: {data.num_train:,} training and "
+            f"{len(networks[0].held_out.labels):,} held-out examples",
+            Classes=f"similar pair {similar}, different class {data.class_names[chosen[2]]}, chosen by the class "
+            f"means of {networks[0].name}",
+        ),
+    )
+    tqdm.write(f"{page}: written, with the figures beside it")
+    return page
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    names = [(path.parent if path.name == "saved_model" else path).name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _saved_model(path: Path) -> Path:
+    return path / "saved_model" if (path / "saved_model" / "saved_model.pb").exists() else path
+
+
+def _data(path: Path, config: Config) -> Data:
+    """Load the data that a network's `config.json` names, with what the command line says instead."""
+    folder = path.parent if path.name == "saved_model" else path
+    fields: dict[str, Any] = {}
+    if (folder / "config.json").exists():
+        stored = json.loads((folder / "config.json").read_text())["config"]
+        fields = {name: stored[name] for name in _DATA_FIELDS if name in stored}
+    given = {name: getattr(config, name) for name in ("dataset", "train_size", "held_out_size", "scaling")}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    if not {"dataset", "scaling"} <= set(fields):
+        raise ValueError(f"{folder} has no config.json that names its data: give --dataset and --scaling.")
+    return load_images(fields.pop("dataset"), data_dir=config.data_dir, **fields)
+
+
+def _plane_statistics(network: Network, split: Literal["train", "held_out"]) -> dict[str, float]:
+    part: analysis.probe.Collected = getattr(network, split)
+    num_classes = network.kernel.shape[1]
+    each = []
+    for first in range(num_classes):
+        classes = [(first + step) % num_classes for step in range(3)]
+        plane = geometry.template_plane(network.kernel, network.bias, classes)
+        points = plane.project(part.penultimate)
+        centres = geometry.cluster_centres(points, part.labels, plane)
+        each.append(
+            {
+                "spread over distance of centres": geometry.tightness(points, part.labels, plane, reference=centres),
+                "spread over distance of templates": geometry.tightness(points, part.labels, plane),
+                "variation of edges": geometry.triangle_regularity(centres).edge_variation,
+                "mean absolute coordinate": geometry.scale(points, part.labels, plane),
+            }
+        )
+    return {name: float(np.mean([values[name] for values in each])) for name in each[0]}
+
+
+def _planes(networks: Sequence[Network], classes: Sequence[int], class_names: Sequence[str]) -> Figure:
+    names = [class_names[label] for label in classes]
+    first = networks[0]
+    if len(networks) == 1:
+        panels = plane_panels(first, classes) + plane_panels(first, classes, with_bias=True)
+        return plots.template_plane_figure(panels, names, pair_titles=("templates without bias", "templates with bias"))
+    panels = [panel for other in networks[1:] for network in (first, other) for panel in plane_panels(network, classes)]
+    if len(networks) == 2:
+        return plots.template_plane_figure(panels, names, pair_titles=(first.name, networks[1].name))
+    rows = [other.name for other in networks[1:]]
+    return plots.template_plane_figure(panels, names, row_names=rows, pair_titles=(first.name, "the row's network"))
+
+
+def _table(measured: dict[str, dict[str, float]]) -> report.Table:
+    header = ["quantity", *measured]
+    rows = [[name, *(values[name] for values in measured.values())] for name in next(iter(measured.values()))]
+    return report.Table("What was measured; NLL in nats, coordinates in the units of the activations.", header, rows)
+
+
+def _calibration_table(networks: Sequence[Network]) -> report.Table:
+    rows = []
+    for network in networks:
+        logits, labels = network.held_out.logits, network.held_out.labels
+        low, high = calibration.bootstrap_interval(logits, labels)
+        rows.append(
+            [
+                network.name,
+                calibration.expected_calibration_error(logits, labels),
+                f"{low:.4f} to {high:.4f}",
+                calibration.adaptive_calibration_error(logits, labels),
+                calibration.debiased_calibration_error(logits, labels),
+            ]
+        )
+    header = ["network", "ECE", "95 % bootstrap interval", "ECE, equal-mass bins", "debiased L2 error"]
+    return report.Table("Calibration errors of the held-out examples, 15 bins.", header, rows)
+
+
+if __name__ == "__main__":
+    chosen = tyro.cli(Config, description=__doc__)
+    with experiment.messages(chosen.traceback):
+        run(chosen)

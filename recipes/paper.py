@@ -1,0 +1,318 @@
+"""The paper's claims about representations and calibration, re-tested on this machine with intervals.
+
+    python recipes/paper.py            # scikit-learn's handwritten digits, a few minutes, no download
+    python recipes/paper.py fashion    # Fashion-MNIST, hours on two cores
+    python recipes/paper.py paper      # MNIST with the paper's network
+
+Trains the fully connected network of `mnist_mlp.py` with hard targets and with smoothed ones over several seeds,
+judges each claim by differences paired over the seeds, and writes `report.html`. What is finished is reused.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ls_keras import experiment, losses, plots, report
+from ls_keras.data import Data
+from ls_keras.report import Verdict
+
+import analyse
+import mnist_mlp
+import numpy as np
+from scipy import special, stats
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is tested."""
+
+    networks: str = "digits"
+    """size of `mnist_mlp.py` that is trained"""
+    seeds: int = 5
+    """networks trained for each α, with seeds 0, 1, …"""
+    alphas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
+    """label smoothing factors; the first is hard targets"""
+    alpha: float = 0.1
+    """the α that claims C1 to C5 compare with hard targets [Table 2]"""
+    calibrated_alpha: float = 0.05
+    """the α that claim C6 compares with temperature scaling [Table 3, CIFAR-100]"""
+    accuracy_margin: float = 0.01
+    """loss of accuracy that counts as kept (C5)"""
+    ece_margin: float = 0.01
+    """difference in ECE that counts as similar (C6)"""
+
+
+SIZES = {
+    "digits": Config(),
+    "fashion": Config(networks="fashion"),
+    "paper": Config(networks="paper"),
+    "smoke": Config(networks="smoke", seeds=2, alphas=(0.0, 0.05, 0.1)),
+}
+
+Trained = dict[float, list[analyse.Network]]
+
+
+def load_data(config: Config, data_dir: Path | None = None) -> Data:
+    """Give the data that all networks share."""
+    return mnist_mlp.load_data(mnist_mlp.SIZES[config.networks], data_dir)
+
+
+def train(config: Config, where: experiment.Where) -> dict[float, list[experiment.Run]]:
+    """Train every network that is not finished yet, seed by seed."""
+    base = mnist_mlp.SIZES[config.networks]
+    runs: dict[float, list[experiment.Run]] = {alpha: [] for alpha in config.alphas}
+    jobs = [(seed, alpha) for seed in range(config.seeds) for alpha in config.alphas]
+    for seed, alpha in tqdm(jobs, desc="networks", unit="network", leave=False):
+        one = dataclasses.replace(base, alpha=alpha, seed=seed)
+        runs[alpha].append(mnist_mlp.run(one, size=config.networks, where=dataclasses.replace(where, quiet=True)))
+    return runs
+
+
+def judge(config: Config, networks: Trained, measured: dict[float, list[dict[str, float]]]) -> list[Verdict]:
+    """Return a verdict for each claim; what is compared was fixed before any network was trained."""
+    hard, smoothed = measured[0.0], measured[config.alpha]
+    calibrated = measured[config.calibrated_alpha]
+
+    def differences(name: str, other: Sequence[dict[str, float]] = smoothed) -> list[float]:
+        return [a[name] - b[name] for a, b in zip(hard, other, strict=True)]
+
+    def relative(name: str) -> list[float]:
+        return [1 - b[name] / a[name] for a, b in zip(hard, smoothed, strict=True)]
+
+    vs = f"hard targets − smoothing α = {config.alpha:g}"
+    tight = "spread within classes ÷ distance between their centres, mean over the planes of classes k, k+1, k+2"
+    scaled = [a["ece at temperature"] - b["ece"] for a, b in zip(hard, calibrated, strict=True)]
+    return [
+        report.paired_verdict(
+            "C1a",
+            "Smoothing tightens the clusters of penultimate activations: training examples.",
+            f"{tight}; {vs}",
+            differences("spread over distance of centres, train"),
+        ),
+        report.paired_verdict(
+            "C1b",
+            "Smoothing tightens the clusters of penultimate activations: held-out examples.",
+            f"{tight}; {vs}",
+            differences("spread over distance of centres, held-out"),
+        ),
+        report.paired_verdict(
+            "C2",
+            "With smoothing the clusters form regular triangles.",
+            f"variation of the edge lengths between class centres, training examples; {vs}",
+            differences("variation of edges, train"),
+        ),
+        report.paired_verdict(
+            "C3",
+            "With smoothing the projections have a smaller scale.",
+            "relative fall of the mean absolute coordinate, training examples, from hard targets to "
+            f"α = {config.alpha:g}",
+            relative("mean absolute coordinate, train"),
+        ),
+        report.paired_verdict(
+            "C4",
+            "Hard targets keep a continuum from two similar classes to a different one; smoothing erases it.",
+            "variance of the different class's logit within the similar classes ÷ variance of the logits, "
+            f"training examples; {vs}",
+            differences("continuum"),
+            note="classes chosen by a rule from the first hard-target network",
+        ),
+        report.equivalence_verdict(
+            "C5",
+            "Smoothing keeps the accuracy or improves it.",
+            f"held-out accuracy, α = {config.alpha:g} − hard targets",
+            [-difference for difference in differences("accuracy")],
+            config.accuracy_margin,
+            paper="−0.1 points on CIFAR-10, +0.6 on CIFAR-100, 0.0 on ImageNet",
+        ),
+        report.paired_verdict(
+            "C6a",
+            "Networks trained with hard targets are over-confident.",
+            "mean confidence − accuracy, held-out examples, T = 1",
+            [values["overconfidence"] for values in hard],
+        ),
+        report.paired_verdict(
+            "C6b",
+            "Temperature scaling calibrates the hard-target network.",
+            "fall of held-out ECE from T = 1 to the T fitted on the other half",
+            [values["ece"] - values["ece at temperature"] for values in hard],
+            paper="0.150 to 0.021 on CIFAR-100",
+        ),
+        report.paired_verdict(
+            "C6c",
+            "Smoothing calibrates without a temperature.",
+            f"fall of held-out ECE at T = 1 from hard targets to α = {config.calibrated_alpha:g}",
+            differences("ece", calibrated),
+            paper="0.150 to 0.024 on CIFAR-100",
+        ),
+        report.equivalence_verdict(
+            "C6d",
+            "Smoothing calibrates about as well as a temperature.",
+            f"held-out ECE, hard targets at the fitted T − α = {config.calibrated_alpha:g} at T = 1",
+            scaled,
+            config.ece_margin,
+            paper="0.021 and 0.024 on CIFAR-100",
+        ),
+        report.not_run(
+            "C7",
+            "Translation: smoothing improves BLEU and calibration at worse NLL.",
+            "BLEU, token ECE and NLL over temperature",
+            "this version has no translation recipe",
+        ),
+        *identities(networks[0.0][0].held_out.logits, networks[0.0][0].held_out.labels),
+    ]
+
+
+def identities(logits: np.ndarray, labels: np.ndarray, alpha: float = 0.1) -> list[Verdict]:
+    """Check claim C13 on a trained network's logits, the right-hand sides by NumPy in float64."""
+    logits, num_classes = logits.astype(float), logits.shape[1]
+    log_p = special.log_softmax(logits, axis=-1)
+    hard = -np.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+    uniform_first = -np.log(num_classes) - log_p.mean(-1)  # KL(u‖p)
+    network_first = np.log(num_classes) + (np.exp(log_p) * log_p).sum(-1)  # KL(p‖u)
+    smoothed = losses.SmoothedCrossentropy(alpha, reduction=None, dtype="float64")(labels, logits)
+    penalised = losses.ConfidencePenalty(alpha, reduction=None, dtype="float64")(labels, logits)
+    redrawn = (1 - alpha) * hard - alpha * log_p.mean(-1)
+    return [
+        report.identity_verdict(
+            "C13a",
+            "Smoothing is the confidence penalty with the divergence reversed.",
+            "largest error of smoothed loss = (1 − α) H + α KL(u‖p) + α ln K and of penalised loss = "
+            "H + β KL(p‖u) − β ln K, nats",
+            np.concatenate(
+                [
+                    np.asarray(smoothed) - ((1 - alpha) * hard + alpha * (uniform_first + np.log(num_classes))),
+                    np.asarray(penalised) - (hard + alpha * (network_first - np.log(num_classes))),
+                ]
+            ),
+            tolerance=1e-9,
+        ),
+        report.identity_verdict(
+            "C13b",
+            "DisturbLabel is smoothing in expectation.",
+            "largest error of smoothed loss = mean loss over labels redrawn with probability α, nats",
+            np.asarray(smoothed) - redrawn,
+            tolerance=1e-9,
+        ),
+    ]
+
+
+def figures(config: Config, networks: Trained, chosen: tuple[int, int, int], class_names: Sequence[str]) -> dict:
+    """Draw Figures 1 and 2."""
+    hard, smoothed = networks[0.0], networks[config.alpha]
+    rows = [(0, 1, 2), chosen]
+    panels = [
+        panel
+        for classes in rows
+        for network in (hard[0], smoothed[0])
+        for panel in analyse.plane_panels(network, classes)
+    ]
+    names = [[class_names[label] for label in classes] for classes in rows]
+    curves = [
+        analyse.reliability_curve("hard targets, T = 1", hard),
+        analyse.reliability_curve("hard targets, T fitted", hard, fitted=True),
+        analyse.reliability_curve(f"α = {config.calibrated_alpha:g}, T = 1", networks[config.calibrated_alpha]),
+    ]
+    return {
+        "figure_1": plots.template_plane_figure(
+            panels,
+            names,
+            row_names=("first three classes", "two similar, one different"),
+            pair_titles=("hard targets", f"label smoothing, α = {config.alpha:g}"),
+        ),
+        "figure_2": plots.reliability_figure(curves),
+    }
+
+
+def table(measured: dict[float, list[dict[str, float]]], seeds: int) -> report.Table:
+    """Set every quantity's mean and 95 % interval over the seeds."""
+    half_width = stats.t.ppf(0.975, seeds - 1) / np.sqrt(seeds)
+
+    def cell(values: list[float]) -> str:
+        return f"{np.mean(values):.4g} ± {half_width * np.std(values, ddof=1):.2g}"
+
+    names = list(next(iter(measured.values()))[0])
+    return report.Table(
+        f"Mean and 95 % interval over {seeds} seeds; NLL in nats, coordinates in the units of the activations.",
+        ["quantity", *(f"α = {alpha:g}" if alpha else "hard targets" for alpha in measured)],
+        [[name, *(cell([values[name] for values in measured[alpha]]) for alpha in measured)] for name in names],
+    )
+
+
+def run(config: Config, *, size: str, where: experiment.Where | None = None) -> list[Verdict]:
+    """Train what is missing, judge the claims, and write the report."""
+    where = where or experiment.Where()
+    _check(config)
+    started = time.perf_counter()
+    data = load_data(config, where.data_dir)
+    runs = train(config, where)
+    out = where.workdir / "paper" / experiment.label(config, size, SIZES)
+    networks = {
+        alpha: [
+            analyse.load(run.saved_model, f"α = {alpha:g}, seed {seed}", data, limit=10_000)
+            for seed, run in enumerate(runs[alpha])
+        ]
+        for alpha in tqdm(config.alphas, desc="analysis", unit="α", leave=False)
+    }
+    chosen = analyse.similar_classes(networks[0.0][0])
+    measured = {alpha: [analyse.statistics(n, chosen) for n in networks[alpha]] for alpha in networks}
+    verdicts = judge(config, networks, measured)
+    drawn = figures(config, networks, chosen, data.class_names)
+    seconds = time.perf_counter() - started
+    out.mkdir(parents=True, exist_ok=True)
+    analyse.save_figures(drawn, out)
+    record = {"verdicts": [v.to_dict() for v in verdicts], "statistics": {f"{a:g}": measured[a] for a in measured}}
+    experiment.write(out / "verdicts.json", json.dumps(record, indent=2) + "\n")
+    names = [data.class_names[label] for label in chosen]
+    network = mnist_mlp.SIZES[config.networks]
+    page = report.write_report(
+        out / "report.html",
+        title="When does label smoothing help?",
+        lead=f"The claims of Müller, Kornblith and Hinton (2019) about representations and calibration, tested on "
+        f"{data.name} with fully connected networks: {config.seeds} seeds with hard targets, and with each α as many.",
+        verdicts=verdicts,
+        figures=[
+            report.Illustration(
+                drawn["figure_1"],
+                "Penultimate activations of the first seed on the plane through the templates (stars) of three "
+                f"classes; below, {names[0]} and {names[1]} are the most similar pair and {names[2]} is the class most "
+                "different from both.",
+                "Eight scatter plots: hard targets spread each class, smoothing draws it together.",
+            ),
+            report.Illustration(
+                drawn["figure_2"],
+                f"Accuracy over confidence of the held-out examples, pooled over {config.seeds} seeds; on the dashed "
+                "line a network is calibrated.",
+                "Reliability diagram with three curves and the number of examples in each bin.",
+            ),
+        ],
+        tables=[table(measured, config.seeds)],
+        made_how=analyse.made_how(
+            Data=f"{data.name} from {data.origin}: {data.num_train:,} training and "
+            f"{len(networks[0.0][0].held_out.labels):,} held-out examples",
+            Networks=f"{' and '.join(map(str, network.units))} ReLU units, {network.steps:,} steps of "
+            f"{network.batch_size}; every field is in saved_models/mnist_mlp/*/config.json",
+            Intervals="95 %, Student's t over differences paired by seed",
+            Time=f"{seconds:.0f} s, of which networks finished before took none",
+        ),
+    )
+    print(report.verdicts_text(verdicts))
+    print(f"\nIn a browser: {page}")
+    return verdicts
+
+
+def _check(config: Config) -> None:
+    if config.networks not in mnist_mlp.SIZES:
+        raise ValueError(f"networks must be one of {', '.join(mnist_mlp.SIZES)}; received {config.networks!r}.")
+    if config.seeds < 2:
+        raise ValueError(f"an interval needs at least 2 seeds; received {config.seeds}.")
+    missing = {0.0, config.alpha, config.calibrated_alpha} - set(config.alphas)
+    if missing:
+        raise ValueError(f"alphas must hold 0, alpha and calibrated_alpha; {sorted(missing)} is missing.")
+
+
+if __name__ == "__main__":
+    experiment.main(__doc__, SIZES, run)
