@@ -93,9 +93,7 @@ def main():
     baseline = next(iter(steps))
     memory = {}
     for name in steps:
-        output = subprocess.run(
-            [sys.executable, __file__, name], check=True, capture_output=True, text=True
-        ).stdout
+        output = subprocess.run([sys.executable, __file__, name], check=True, capture_output=True, text=True).stdout
         memory[name] = json.loads(output.splitlines()[-1])
     print(f"{TOKENS} x {CLASSES}, forward and backward, median of {ROUNDS}; memory beyond the logits themselves")
     print(f"{'':48}{'ms':>8}{'ratio':>8}{'MiB':>8}{'ratio':>8}")

@@ -17,13 +17,13 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ls_keras import distribution
+from ls_keras import distribution, files
 from ls_keras.data import Data
 
 import keras
@@ -34,6 +34,12 @@ from tqdm import tqdm
 
 # How often, in steps, the running loss is read back from the device to be shown and checked.
 _STEPS_PER_LOOK = 50
+# float32 holds a little more than 7 digits; the rest would be noise in tables.
+_DIGITS = 7
+# What the disk says when a folder that could be written no longer can.
+_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+write = files.replace
 
 
 class Config(Protocol):
@@ -116,7 +122,11 @@ def messages(traceback: bool = False) -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError) as problem:
         if traceback:
             raise
-        sys.exit(f"error: {problem}\n(--traceback shows where)")
+        sys.exit(f"error: {problem} (--traceback shows where)")
+    except KeyboardInterrupt:
+        if traceback:
+            raise
+        sys.exit("\ninterrupted; what is finished stays, and the same command goes on from the last checkpoint")
 
 
 def run(
@@ -131,7 +141,9 @@ def run(
 ) -> Run:
     """Train, evaluate and export one network, or return it if its folder says that it is done.
 
-    An interrupted run goes on from its last checkpoint and, on one device, ends in the same bytes.
+    An interrupted run goes on from its last checkpoint and, on one device, ends in the same bytes. TensorFlow
+    has no switch back from deterministic operations, so they stay on in this process afterwards; so do the seeds
+    that were set.
 
     Args:
         config: What to compute.
@@ -151,10 +163,10 @@ def run(
         OSError: If the folder cannot be written.
     """
     where = where or Where()
-    say = _silent if where.quiet else tqdm.write
     _check_steps(config)
     folder = where.workdir / recipe / label(config, size, sizes)
     record = {"recipe": recipe, "size": size, "config": _plain(config), "precision": where.precision}
+    say = _silent if where.quiet else tqdm.write
     finished = _finished(folder, record)
     if finished:
         say(f"{folder}: finished before, reused")
@@ -175,14 +187,15 @@ def run(
         _fit(model, config, data, folder, chief, say)
         splits = {s: data.evaluation(s, config.batch_size) for s in ("held_out", "test") if len(data.labels(s))}
         metrics = {s: model.evaluate(d, verbose=0, return_dict=True) for s, d in splits.items()}
-        metrics = {s: {k: v for k, v in m.items() if k != "loss"} for s, m in metrics.items()}
+        metrics = {s: {k: _rounded(v) for k, v in m.items() if k != "loss"} for s, m in metrics.items()}
         metrics = {"steps": config.steps, "seconds": round(time.perf_counter() - started, 1), **metrics}
         if chief:
             single = build_model(config, data)
             single.set_weights(model.get_weights())
             export(single, folder / "saved_model")
+            files.replace(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+            # Not before: killed in between, the run would start again from nothing.
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-            write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     summary = "; ".join(
         f"{split.replace('_', '-')}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics[split].items())
         for split in splits
@@ -212,51 +225,36 @@ def export(model: keras.Model, path: Path) -> None:
 
     Args:
         model: Any Keras model with one input and the layers `penultimate` and, after it, `logits` (Dense).
-        path: Folder to write; it appears only when complete.
+        path: Folder to write, in a folder that exists; it appears only when complete.
 
     Raises:
         ValueError: If the model lacks these layers or its logits are not an affine map of `penultimate`.
+        OSError: If the folder cannot be written.
     """
-    names = {layer.name for layer in model.layers}
-    if not {"penultimate", "logits"} <= names:
-        raise ValueError(
-            "To be exported, a model needs a layer named `penultimate` and a Dense layer named `logits`; "
-            f"received layers {sorted(names)}."
-        )
-    logits = model.get_layer("logits")
-    penultimate = model.get_layer("penultimate").output
-    both = keras.Model(model.inputs, {"penultimate": penultimate, "logits": logits.output})
+    penultimate, logits = _last_layers(model)
+    x = model.inputs[0]
+    both = keras.Model(x, {"penultimate": penultimate.output, "logits": logits.output})
 
     def probe(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.cast(value, tf.float32) for name, value in both(x, training=False).items()}
 
     def templates() -> dict[str, tf.Tensor]:
         bias = logits.bias if logits.use_bias else tf.zeros(logits.units)
-        return {"kernel": tf.convert_to_tensor(logits.kernel), "bias": tf.convert_to_tensor(bias)}
+        return {"kernel": tf.cast(logits.kernel, tf.float32), "bias": tf.cast(bias, tf.float32)}
 
-    _check_affine(probe, templates, model.inputs[0].shape)
-    signature = [tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype, name="x")]
+    lowest = min(tf.as_dtype(layer.compute_dtype).size for layer in (penultimate, logits))
+    _check_affine(probe, templates, x, tolerance=2.0**-9 if lowest >= tf.float32.size else 2.0**-6)
+    signature = [tf.TensorSpec(x.shape, x.dtype, name="x")]
     archive = keras.export.ExportArchive()
     archive.track(both)
     archive.add_endpoint("serve", lambda x: probe(x)["logits"], input_signature=signature)
     archive.add_endpoint("probe", probe, input_signature=signature)
     archive.add_endpoint("templates", templates, input_signature=[])
-    with _beside(path) as temporary:
-        archive.write_out(str(temporary), verbose=False)
-
-
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file beside its place and rename it, so that it is either complete or not there.
-
-    Args:
-        path: The file.
-        content: Text (UTF-8) or bytes.
-
-    Raises:
-        OSError: If the folder cannot be written; what was there before stays.
-    """
-    with _beside(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    with files.beside(path) as temporary:
+        try:
+            archive.write_out(str(temporary), verbose=False)
+        except tf.errors.OpError as problem:  # a full disk, in TensorFlow's words
+            raise OSError(f"{path} cannot be written: {problem.message}") from problem
 
 
 class _Watch(keras.callbacks.Callback):
@@ -267,6 +265,7 @@ class _Watch(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.folder, self.history, self.interval = folder, history, config.evaluate_every
+        self.checkpoint = _checkpoint(folder)
         self.step = len(history) * self.interval
         self.chief = chief
         self.events = tf.summary.create_file_writer(str(folder / "tensorboard")) if self.chief else None
@@ -283,14 +282,14 @@ class _Watch(keras.callbacks.Callback):
         step = len(self.history) * self.interval + batch + 1
         self.bar.update(step - self.step)
         if step // _STEPS_PER_LOOK > self.step // _STEPS_PER_LOOK:
-            self._check_loss(float(logs["loss"]), step)
+            self._check(logs["loss"], step)
             self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
         self.step = step
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._check_loss(float(logs["loss"]), self.step)
-        self.history.append({"step": self.step, **{name: float(value) for name, value in logs.items()}})
-        state = distribution.get_state(self.model)
+        self._check(logs["loss"], self.step)
+        self._check(logs["val_loss"], self.step)
+        self.history.append({"step": self.step, **{name: _rounded(value) for name, value in logs.items()}})
         if not self.chief:
             return
         with self.events.as_default(step=self.step):
@@ -298,38 +297,33 @@ class _Watch(keras.callbacks.Callback):
                 tf.summary.scalar(name, value)
         self.events.flush()
         text = io.StringIO()
-        table = csv.DictWriter(text, self.history[0])
+        table = csv.DictWriter(text, self.history[0], lineterminator="\n")
         table.writeheader()
         table.writerows(self.history)
-        write(self.folder / "history.csv", text.getvalue())
-        buffer = io.BytesIO()
-        np.savez(buffer, *state, history=json.dumps(self.history))
-        write(self.folder / "checkpoints" / "last.npz", buffer.getvalue())
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self.close()
+        files.replace(self.folder / "history.csv", text.getvalue())
+        self.checkpoint.parent.mkdir(exist_ok=True)
+        with files.beside(self.checkpoint) as temporary:
+            np.savez(temporary, *distribution.get_state(self.model), history=json.dumps(self.history))
 
     def close(self) -> None:
         self.bar.close()
         if self.events is not None:
             self.events.close()
 
-    def _check_loss(self, loss: float, step: int) -> None:
+    def _check(self, loss: Any, step: int) -> None:
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"The loss is {loss} by step {step}. Usual causes: a learning rate that is too high (lower it or "
-                "clip gradients), labels outside [0, num_classes), or inputs that are not finite. The last "
-                f"checkpoint, if there is one, is in {self.folder / 'checkpoints'}."
+                f"The loss is {float(loss)} by step {step}. Usual causes: a learning rate that is too high (lower it "
+                "or clip gradients), labels outside [0, num_classes), or inputs that are not finite. The last "
+                f"checkpoint before, if there is one, is {self.checkpoint}."
             )
 
 
 def _fit(model: keras.Model, config: Config, data: Data, folder: Path, chief: bool, say: Callable[[str], None]) -> None:
-    checkpoint = folder / "checkpoints" / "last.npz"
     history: list[dict[str, float]] = []
-    if checkpoint.exists():
-        with np.load(checkpoint) as arrays:
-            history = json.loads(str(arrays["history"]))
-            distribution.set_state(model, [arrays[f"arr_{i}"] for i in range(len(arrays.files) - 1)])
+    if _checkpoint(folder).exists():
+        history, state = _read_checkpoint(_checkpoint(folder))
+        distribution.set_state(model, state)
         say(f"{folder}: going on from step {history[-1]['step']:,}")
     if len(history) * config.evaluate_every >= config.steps:
         return
@@ -363,61 +357,98 @@ def _settings(seed: int, precision: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+def _checkpoint(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.npz"
+
+
+def _read_checkpoint(path: Path) -> tuple[list[dict[str, float]], list[np.ndarray]]:
+    try:
+        with np.load(path) as arrays:
+            history = json.loads(str(arrays["history"]))
+            return history, [arrays[f"arr_{i}"] for i in range(len(arrays.files) - 1)]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+        raise ValueError(f"{path} is damaged ({problem}). Remove it, and the run starts from step 0.") from problem
+
+
 def _finished(folder: Path, record: dict[str, Any]) -> Run | None:
-    """Return the run that `folder` holds if it is complete; refuse a folder that holds another one."""
+    """Return the run that `folder` holds if it is complete; refuse a folder that holds something else."""
     if not (folder / "config.json").exists():
+        strange = [path.name for path in folder.glob("[!.]*")]
+        if strange:
+            raise ValueError(
+                f"{folder} has no config.json but holds {', '.join(sorted(strange)[:3])}: it is no run's folder. "
+                "Choose another --workdir, or move it away."
+            )
         return None
-    found = json.loads((folder / "config.json").read_text())
-    differing = {
-        name: (found.get(group, {}).get(name), value)
-        for group in ("config",)
-        for name, value in record[group].items()
-        if found.get(group, {}).get(name) != value
-    }
-    differing |= {name: (found.get(name), record[name]) for name in ("recipe", "size", "precision")
-                  if found.get(name) != record[name]}  # fmt: skip
+    was, now = (
+        {"recipe": each.get("recipe"), "size": each.get("size"), "precision": each.get("precision")}
+        | each.get("config", {})
+        for each in (_read_json(folder / "config.json"), record)
+    )
+    differing = [
+        f"{name} is {was.get(name)!r} there and {now.get(name)!r} here"
+        for name in was | now
+        if was.get(name) != now.get(name)
+    ]
     if differing:
-        listed = ", ".join(f"{name} is {was!r} there and {now!r} here" for name, (was, now) in differing.items())
-        raise ValueError(f"{folder} holds another run: {listed}. Choose another --workdir, or remove that folder.")
+        raise ValueError(
+            f"{folder} holds another run: {', '.join(differing)}. Choose another --workdir, or remove that folder."
+        )
     if not (folder / "metrics.json").exists():
         return None
-    return Run(folder, json.loads((folder / "metrics.json").read_text()))
+    return Run(folder, _read_json(folder / "metrics.json"))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, received {content!r}")
+    except ValueError as problem:
+        raise ValueError(f"{path} is damaged ({problem}). Remove {path.parent} to run again.") from problem
+    return content
 
 
 @contextlib.contextmanager
 def _claimed(folder: Path, record: dict[str, Any], chief: bool) -> Iterator[None]:
-    """Open a run's folder; remove it again if the run fails before its first checkpoint."""
-    if chief:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write(folder / "config.json", json.dumps(record, indent=2) + "\n")
-        except OSError as problem:
-            raise OSError(
-                problem.errno, f"{folder} cannot be written ({problem.strerror}). Choose another --workdir"
-            ) from problem
+    """Open a run's folder; a run that fails before its first checkpoint leaves nothing behind."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        if chief:
+            _open(folder, record)
         yield
     except BaseException as problem:
-        if chief and not (folder / "checkpoints").exists():
+        if chief and not _checkpoint(folder).exists():
             shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(problem, OSError) and problem.errno == errno.ENOSPC:
+            with contextlib.suppress(OSError):  # where another run has begun meanwhile
+                for path in new[1:]:
+                    path.rmdir()
+        if isinstance(problem, OSError) and problem.errno in _DISK_TROUBLE:
             raise OSError(
-                errno.ENOSPC,
-                f"The disk that holds {folder} is full; free some space and run the command again",
+                f"{folder} can no longer be written ({problem.strerror}). Mend that and give the command again: it "
+                "goes on from the last checkpoint."
             ) from problem
         raise
 
 
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; rename it to `path` on success, remove it otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
+def _open(folder: Path, record: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.replace(folder / "config.json", json.dumps(record, indent=2) + "\n")
+    except OSError as problem:
+        raise OSError(f"{folder} cannot be written ({problem.strerror}). Choose another --workdir.") from problem
+
+
+def _last_layers(model: keras.Model) -> tuple[keras.Layer, keras.layers.Dense]:
+    layers = {layer.name: layer for layer in model.layers}
+    if not {"penultimate", "logits"} <= set(layers) or not isinstance(layers["logits"], keras.layers.Dense):
+        raise ValueError(
+            "To be exported, a model needs a layer named `penultimate` and a Dense layer named `logits`; received "
+            + ", ".join(f"{name} ({type(layer).__name__})" for name, layer in layers.items())
+        )
+    if len(getattr(model, "inputs", None) or ()) != 1:
+        raise ValueError(f"To be exported, a model must be functional with one input; received {model.name}.")
+    return layers["penultimate"], layers["logits"]
 
 
 def _steps_per_execution(interval: int) -> int:
@@ -425,17 +456,18 @@ def _steps_per_execution(interval: int) -> int:
     return max(steps for steps in range(1, _STEPS_PER_LOOK + 1) if interval % steps == 0)
 
 
-def _check_affine(probe: Callable, templates: Callable, input_shape: tuple[int | None, ...]) -> None:
-    # Two examples of noise tell whether anything stands between the two layers.
-    x = np.random.default_rng(0).normal(size=(2, *input_shape[1:])).astype("float32")
-    outputs, last = probe(tf.constant(x)), templates()
-    expected = outputs["penultimate"] @ last["kernel"] + last["bias"]
-    error = float(tf.reduce_max(tf.abs(expected - outputs["logits"])))
-    scale = float(tf.reduce_max(tf.abs(outputs["logits"]))) + 1.0
-    if not error <= 1e-3 * scale:
+def _check_affine(probe: Callable, templates: Callable, x: keras.KerasTensor, *, tolerance: float) -> None:
+    # Two examples of noise tell whether anything stands between the two layers; a free size becomes 32.
+    shape = (2, *(size or 32 for size in x.shape[1:]))
+    noise = np.random.default_rng(0).normal(size=shape)
+    outputs, last = probe(tf.cast(noise, x.dtype)), templates()
+    error = tf.abs(outputs["penultimate"] @ last["kernel"] + last["bias"] - outputs["logits"])
+    terms = tf.abs(outputs["penultimate"]) @ tf.abs(last["kernel"]) + tf.abs(last["bias"])
+    if not np.all(error <= tolerance * terms + 1e-6):
         raise ValueError(
-            "The logits are not penultimate @ kernel + bias (they differ by "
-            f"{error:.3g}): `logits` must be a Dense layer without activation directly on `penultimate`."
+            "The logits are not penultimate @ kernel + bias (they differ by up to "
+            f"{float(tf.reduce_max(error)):.3g}): `logits` must be a Dense layer without activation directly on "
+            "`penultimate`, and all weights must be finite."
         )
 
 
@@ -472,21 +504,18 @@ def _plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def _rounded(value: Any) -> float:
+    return float(f"{float(value):.{_DIGITS}g}")
+
+
 def _in_a_name(value: Any) -> str:
     text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return text.replace(os.sep, "_").replace(" ", "")
 
 
 def _surroundings(strategy: tf.distribute.Strategy) -> dict[str, Any]:
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
-        "revision": git.stdout.strip() or None,
+        "revision": _revision(Path(__file__).parents[1]),
         "versions": {
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
@@ -494,3 +523,15 @@ def _surroundings(strategy: tf.distribute.Strategy) -> dict[str, Any]:
         },
         "devices": distribution.describe(strategy),
     }
+
+
+def _revision(checkout: Path) -> str | None:
+    # An installed package may lie within somebody else's repository.
+    if not (checkout / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        git = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
+    return git.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Losses over logits: smoothed cross-entropy and the confidence penalty.
+"""Losses over logits: smoothed cross-entropy, the confidence penalty, and what a student learns from a teacher.
 
 All take logits, never probabilities, and labels as class indices `[...]`, or as one-hot or soft targets
 `[..., num_classes]`. Targets, logits and results are float32 unless `dtype` says otherwise.
@@ -182,6 +182,185 @@ class ConfidencePenalty(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "beta": self.beta, "dtype": self.dtype}
+
+
+def distillation_targets(labels: Any, teacher_logits: Any) -> Any:
+    """Put a teacher's logits beside the labels, in one array: the target of the distillation losses.
+
+    One array, as Keras gives the target of a model's one output to a loss; sample weights, masks and replicas then
+    are as they are for any other target.
+
+    Args:
+        labels: Class indices `[...]` or `[..., 1]`, below 2²⁴.
+        teacher_logits: Logits `[..., num_classes]`.
+
+    Returns:
+        float32 `[..., 1 + num_classes]` (float64 for float64 logits): the label, then the teacher's logits.
+
+    Raises:
+        ValueError: If the labels do not fit the logits, or are one-hot.
+
+    Example:
+        >>> distillation_targets([2, 0], [[0.0, 1.0, 5.0], [3.0, 0.0, 0.0]])  # [[2, 0, 1, 5], [0, 3, 0, 0]]
+    """
+    indices = _class_indices(labels, teacher_logits)
+    if indices is None:
+        raise ValueError(
+            f"Labels must be class indices; received one column per class, shape {tuple(np.shape(labels))}. "
+            "Take argmax(-1) of one-hot labels."
+        )
+    logits = ops.convert_to_tensor(teacher_logits)
+    logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
+    return ops.concatenate([ops.expand_dims(ops.cast(indices, logits.dtype), -1), logits], axis=-1)
+
+
+class _FromTeacher(keras.losses.Loss):
+    """A loss of the student's logits `[..., K]` against `distillation_targets` `[..., 1 + K]`."""
+
+    def __init__(self, beta: float, name: str, reduction: str | None, dtype: str | None) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        if not 0 <= beta <= 1:
+            raise ValueError(f"`beta`, the teacher's share of the loss, must be in [0, 1]; received {beta}.")
+        self.beta = float(beta)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        targets, logits = tuple(np.shape(y_true)), tuple(np.shape(y_pred))
+        if len(targets) != len(logits) or not logits or targets[-1] != logits[-1] + 1:
+            raise ValueError(
+                f"{type(self).__name__} takes distillation_targets(labels, teacher_logits), shape [..., 1 + num_classes]"
+                f"; received targets {targets} and logits {logits}. A distillation.Distiller makes them from labels."
+            )
+        if isinstance(y_true, np.ndarray):
+            _check_host_labels(y_true[..., 0], y_pred)
+        return super().__call__(y_true, y_pred, sample_weight)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        # At the ends of β the other term is left out: a label may then be unknown, a teacher not finite.
+        if self.beta == 0:
+            return self._from_labels(y_true, y_pred)
+        from_teacher = self.from_teacher(y_true[..., 1:], y_pred)
+        if self.beta == 1:
+            return from_teacher
+        return (1 - self.beta) * self._from_labels(y_true, y_pred) + self.beta * from_teacher
+
+    def from_teacher(self, teacher_logits: Any, logits: Any) -> Any:
+        raise NotImplementedError
+
+    def _from_labels(self, y_true: Any, y_pred: Any) -> Any:
+        return _Smoothing(0.0).crossentropy(ops.cast(y_true[..., 0], "int32"), y_pred)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "beta": self.beta, "dtype": self.dtype}
+
+
+@keras.saving.register_keras_serializable("ls_keras")
+class DistillationLoss(_FromTeacher):
+    """Cross-entropy with the labels, mixed with the cross-entropy with a teacher's softened predictions.
+
+    For the label y, the student's logits z and the teacher's v, with p(T) = softmax(z / T), pᵗ(T) = softmax(v / T):
+
+        ℓ = (1 − β) H(y, p(1)) + β c H(pᵗ(T), p(Tₛ)),    ∂ℓ/∂z = (1 − β) (p(1) − e_y) + β c (p(Tₛ) − pᵗ(T)) / Tₛ
+
+    c is 1, or T². It is a cross-entropy, not a divergence: a student that equals its teacher is at the entropy of
+    pᵗ(T), and the gradient there is 0.
+
+    Args:
+        beta: The teacher's share β in [0, 1]; 1 in the paper's CIFAR-10 students.
+        temperature: The teacher's temperature T > 0.
+        student_temperature: The student's temperature Tₛ > 0 in the second term. 1 is the paper's [A.1]; the same as
+            `temperature` is Hinton et al.'s.
+        scale_by_temperature_squared: Whether c = T². With T on both sides the second term's gradient falls as 1/T²;
+            this takes it back to the size of the first term's.
+        name, reduction, dtype: As in `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If an argument is out of range, or targets are not those of `distillation_targets`.
+
+    Example:
+        >>> even = distillation_targets([0], [[0.0, 0.0]])
+        >>> DistillationLoss()(even, [[2.0, 0.0]])  # (0.1269 + 2.1269) / 2 = 1.1269
+        >>> DistillationLoss(beta=0.5)(even, [[2.0, 0.0]])  # (0.1269 + 1.1269) / 2 = 0.6269
+
+    Reference: Hinton, Vinyals, Dean (2015); Müller, Kornblith, Hinton (2019), section 4.
+    """
+
+    def __init__(
+        self,
+        beta: float = 1.0,
+        temperature: float = 1.0,
+        student_temperature: float = 1.0,
+        scale_by_temperature_squared: bool = False,
+        name: str = "distillation",
+        reduction: str | None = "sum_over_batch_size",
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(beta, name, reduction, dtype)
+        for argument, value in (("temperature", temperature), ("student_temperature", student_temperature)):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"`{argument}` must be a finite number above 0; received {value}.")
+        self.temperature, self.student_temperature = float(temperature), float(student_temperature)
+        self.scale_by_temperature_squared = bool(scale_by_temperature_squared)
+
+    def from_teacher(self, teacher_logits: Any, logits: Any) -> Any:
+        target = ops.softmax(teacher_logits / self.temperature, axis=-1)
+        loss = -ops.sum(target * ops.log_softmax(logits / self.student_temperature, axis=-1), axis=-1)
+        return self.temperature**2 * loss if self.scale_by_temperature_squared else loss
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "temperature": self.temperature,
+            "student_temperature": self.student_temperature,
+            "scale_by_temperature_squared": self.scale_by_temperature_squared,
+        }
+
+
+@keras.saving.register_keras_serializable("ls_keras")
+class LogitMatching(_FromTeacher):
+    """Cross-entropy with the labels, mixed with half the squared error of the logits.
+
+        ℓ = (1 − β) H(y, p) + β ½ Σ_k (z_k − v_k)²,    ∂ℓ/∂z = (1 − β) (p − e_y) + β (z − v)
+
+    Args:
+        beta: The teacher's share β in [0, 1]; 0.6 in the paper's MNIST student.
+        over_classes: `"sum"` of the squares, or their `"mean"`, which weighs the teacher K times less.
+        centred: Whether the mean over the classes is first taken from the student's and the teacher's logits: then
+            an offset common to all logits, which changes no prediction, is not learnt. The paper does not say.
+        name, reduction, dtype: As in `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If an argument is out of range, or targets are not those of `distillation_targets`.
+
+    Example:
+        >>> targets = distillation_targets([0], [[1.0, -1.0]])
+        >>> LogitMatching(beta=0.5)(targets, [[0.0, 0.0]])  # 0.5 ln 2 + 0.5 * 1 = 0.8466
+
+    Reference: Müller, Kornblith, Hinton (2019), appendix A.5; Hinton, Vinyals, Dean (2015), section 2.1.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.6,
+        over_classes: Literal["sum", "mean"] = "sum",
+        centred: bool = False,
+        name: str = "logit_matching",
+        reduction: str | None = "sum_over_batch_size",
+        dtype: str | None = None,
+    ) -> None:
+        super().__init__(beta, name, reduction, dtype)
+        if over_classes not in ("sum", "mean"):
+            raise ValueError(f'`over_classes` must be "sum" (½ Σ of A.5) or "mean"; received {over_classes!r}.')
+        self.over_classes, self.centred = over_classes, bool(centred)
+
+    def from_teacher(self, teacher_logits: Any, logits: Any) -> Any:
+        difference = logits - teacher_logits
+        if self.centred:
+            difference = difference - ops.mean(difference, axis=-1, keepdims=True)
+        squares = ops.square(difference)
+        return 0.5 * (ops.sum if self.over_classes == "sum" else ops.mean)(squares, axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "over_classes": self.over_classes, "centred": self.centred}
 
 
 class _Smoothing:

@@ -9,10 +9,11 @@ in black and white.
 
 import io
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ls_keras import files
 
 import matplotlib
 import numpy as np
@@ -357,7 +358,7 @@ def information_figure(curves: Sequence[InformationCurve], num_examples: int) ->
 def save(figure: Figure, path: str | os.PathLike) -> Path:
     """Write a figure as PNG, PDF or SVG; the same figure gives the same bytes.
 
-    The file is whole or absent: see `replace_file`.
+    The file is whole or absent: see `files.replace`.
 
     Args:
         figure: the figure.
@@ -371,7 +372,7 @@ def save(figure: Figure, path: str | os.PathLike) -> Path:
         FileNotFoundError: if the folder does not exist.
     """
     path = Path(path)
-    replace_file(path, encode(figure, path.suffix.lstrip(".")))
+    files.replace(path, encode(figure, path.suffix.lstrip(".")))
     return path
 
 
@@ -398,27 +399,6 @@ def encode(figure: Figure, file_format: str) -> bytes:
     with matplotlib.rc_context({"svg.hashsalt": "ls_keras", "pdf.fonttype": 42}):
         figure.savefig(content, format=file_format, dpi=200, metadata=dated[file_format])
     return content.getvalue()
-
-
-def replace_file(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file beside its place and rename it there, so that a reader never meets half of it.
-
-    Args:
-        path: where the file shall be; the folder exists. A file already there stays untouched until the new
-            one is whole.
-        content: everything it shall hold.
-
-    Raises:
-        FileNotFoundError: if the folder does not exist.
-        OSError: if it cannot be written; nothing is left behind.
-    """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder {str(path.parent)!r} of {path.name!r} does not exist; create it first")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        beside = Path(folder) / path.name
-        beside.write_bytes(content)
-        beside.replace(path)
 
 
 def _style(axes: Axes, xlabel: str, ylabel: str) -> None:

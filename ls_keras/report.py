@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 
-from ls_keras.plots import encode, replace_file
+from ls_keras import files
+from ls_keras.plots import encode
 
 import jinja2
 import numpy as np
@@ -293,7 +294,7 @@ def write_report(
         tables=[_cells(table) for table in tables],
         made_how=made_how,
     )
-    replace_file(path, page.encode("utf-8"))
+    files.replace(path, page)
     return path
 
 

@@ -7,7 +7,7 @@ by stateless random numbers, so training resumes at any step with the batches it
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -37,6 +37,7 @@ class Data:
         max_shift: Largest move of a training image along each axis, in pixels.
         flip: Whether training images are mirrored left to right with probability ½.
         arrays: Per split, the images as unsigned bytes [examples, *input_shape] and the int32 labels [examples].
+        targets: What training batches hold in place of labels, float32 [training examples, ...]; see `with_targets`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Data:
     max_shift: int
     flip: bool
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = field(repr=False)
+    targets: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def num_train(self) -> int:
@@ -80,6 +82,35 @@ class Data:
         """Return a split's labels in order: int32 [examples], read-only."""
         return self._split(split)[1]
 
+    def with_targets(self, targets: np.ndarray) -> "Data":
+        """Return the same data, whose training batches hold these targets in place of the labels.
+
+        For what a teacher says of each training example; `labels` and `evaluation` stay as they are.
+
+        Args:
+            targets: [training examples, ...], in the order of `labels("train")`; kept as float32.
+
+        Raises:
+            ValueError: There is not one target for each training example, or training images are augmented, so that
+                what a teacher says of the image on disk is not what it says of the image trained on.
+
+        Example:
+            `with_targets(np.eye(10)[data.labels("train")])` trains on one-hot labels.
+        """
+        targets = np.array(targets, np.float32)
+        if targets.ndim == 0 or len(targets) != self.num_train:
+            raise ValueError(
+                f"targets must have one row for each of the {self.num_train} training examples of {self.name}; received "
+                f"shape {targets.shape}."
+            )
+        if self.augmented:
+            raise ValueError(
+                f"The training images of {self.name} are moved or mirrored anew in each epoch, the targets are not. Load "
+                "it without crop_padding, shift and flip, or ask the teacher about each batch."
+            )
+        targets.flags.writeable = False
+        return replace(self, targets=targets)
+
     def train(self, batch_size: int, *, seed: int, start_step: int = 0) -> tf.data.Dataset:
         """Return the endless stream of training batches, from step `start_step` on.
 
@@ -93,7 +124,8 @@ class Data:
             start_step: The number of batches already trained on.
 
         Returns:
-            Batches (images float32 [batch_size, *input_shape], labels int32 [batch_size]).
+            Batches (images float32 [batch_size, *input_shape], labels int32 [batch_size]), or the rows of `targets`
+            in place of the labels.
 
         Raises:
             ValueError: An argument is no whole number or is too small.
@@ -105,7 +137,10 @@ class Data:
         _check_whole("batch_size", batch_size, 1)
         _check_whole("seed", seed, 0)
         _check_whole("start_step", start_step, 0)
-        images, labels = self._tensors("train")
+        images, targets = self._tensors("train")
+        if self.targets is not None:
+            with tf.device("CPU:0"):
+                targets = tf.convert_to_tensor(self.targets)
         num_examples = self.num_train
         first_epoch, seen = divmod(start_step * batch_size, num_examples)
         order_key, augmentation_key = _key(seed, _ORDER), _key(seed, _AUGMENTATION)
@@ -117,7 +152,7 @@ class Data:
 
         def batch(step: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             augmented = self._augment(tf.gather(images, rows), batch_size, [augmentation_key, step])
-            return self._scale(augmented), tf.gather(labels, rows)
+            return self._scale(augmented), tf.gather(targets, rows)
 
         return (
             tf.data.Dataset.range(first_epoch, tf.int64.max)
