@@ -12,18 +12,22 @@ import errno
 import io
 import json
 import math
+import multiprocessing
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ls_keras import distribution, files
+from ls_keras.analysis import Probe
 from ls_keras.data import Data
 
 import keras
@@ -34,6 +38,8 @@ from tqdm import tqdm
 
 # How often, in steps, the running loss is read back from the device to be shown and checked.
 _STEPS_PER_LOOK = 50
+# A process takes about half a gigabyte.
+_MOST_WORKERS = 8
 # float32 holds a little more than 7 digits; the rest would be noise in tables.
 _DIGITS = 7
 # What the disk says when a folder that could be written no longer can.
@@ -63,6 +69,8 @@ class Where:
     """devices to train on; auto takes a TPU, the workers of TF_CONFIG, several GPUs, or the one device"""
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     """arithmetic of the hidden layers; logits, losses and weights stay float32"""
+    snapshots: bool = False
+    """keep a SavedModel of every moment at which the network is observed, in snapshots/"""
     quiet: bool = False
     """print nothing but errors"""
     traceback: bool = False
@@ -80,6 +88,28 @@ class Run:
     def saved_model(self) -> Path:
         """Return the folder of the exported SavedModel."""
         return self.folder / "saved_model"
+
+    def history(self) -> dict[str, np.ndarray]:
+        """Return the columns of `history.csv`, float64 `[rows]`, NaN where a row has no value."""
+        table = np.genfromtxt(self.folder / "history.csv", delimiter=",", names=True, ndmin=1)
+        return {name: table[name] for name in table.dtype.names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoints:
+    """What an exported network answers to; see `export`."""
+
+    network: keras.Model
+    serve: Callable[[tf.Tensor], tf.Tensor]
+    probe: Callable[[tf.Tensor], dict[str, tf.Tensor]]
+    templates: Callable[[], dict[str, tf.Tensor]]
+
+
+Observe = Callable[[Probe, Data], dict[str, float]]
+"""Measures a network during training: `observe(probe, data)` gives numbers by name."""
+
+Train = Callable[..., list[Run]]
+"""What `workers` gives: train(recipe's run, configs, size=…, what=…)."""
 
 
 def main(description: str, sizes: Mapping[str, Config], run: Callable[..., Any]) -> None:
@@ -138,6 +168,7 @@ def run(
     *,
     size: str,
     where: Where | None = None,
+    observe: Observe | None = None,
 ) -> Run:
     """Train, evaluate and export one network, or return it if its folder says that it is done.
 
@@ -153,6 +184,9 @@ def run(
         build_model: Gives a compiled `distribution.Model`; called inside the strategy's scope.
         size: The size that `config` started from; names the folder together with every field that differs.
         where: Folders, devices and precision.
+        observe: Measures the network at step 0 and every `config.observe_every` steps, if that is not 0; what it
+            returns joins `history.csv` and TensorBoard, and with `where.snapshots` the network that it saw is kept
+            in `snapshots/step-…/`.
 
     Returns:
         The finished run.
@@ -163,13 +197,12 @@ def run(
         OSError: If the folder cannot be written.
     """
     where = where or Where()
-    _check_steps(config)
-    folder = where.workdir / recipe / label(config, size, sizes)
+    _check_config(config)
+    folder = Path(where.workdir) / recipe / label(config, size, sizes)
     record = {"recipe": recipe, "size": size, "config": _plain(config), "precision": where.precision}
-    say = _silent if where.quiet else tqdm.write
     finished = _finished(folder, record)
     if finished:
-        say(f"{folder}: finished before, reused")
+        _say(f"{folder}: finished before, reused", where)
         return finished
     strategy = distribution.strategy(where.strategy)
     chief = distribution.is_chief(strategy)
@@ -179,18 +212,21 @@ def run(
             model = build_model(config, data)
             model.optimizer.build(model.trainable_variables)
             model.steps_per_execution = _steps_per_execution(config.evaluate_every)
-        say(
+        _say(
             f"{folder}: {config.steps:,} steps of {config.batch_size} on {data.num_train:,} training examples, "
-            f"{distribution.describe(strategy)}"
+            f"{distribution.describe(strategy)}",
+            where,
         )
         started = time.perf_counter()
-        _fit(model, config, data, folder, chief, say)
+        single = build_model(config, data)
+        if not getattr(config, "observe_every", 0):
+            observe = None
+        _fit(model, config, data, folder, chief, where, observe and _Observer(observe, single, data, folder, where))
         splits = {s: data.evaluation(s, config.batch_size) for s in ("held_out", "test") if len(data.labels(s))}
         metrics = {s: model.evaluate(d, verbose=0, return_dict=True) for s, d in splits.items()}
         metrics = {s: {k: _rounded(v) for k, v in m.items() if k != "loss"} for s, m in metrics.items()}
         metrics = {"steps": config.steps, "seconds": round(time.perf_counter() - started, 1), **metrics}
         if chief:
-            single = build_model(config, data)
             single.set_weights(model.get_weights())
             export(single, folder / "saved_model")
             files.replace(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -200,8 +236,42 @@ def run(
         f"{split.replace('_', '-')}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics[split].items())
         for split in splits
     )
-    say(f"{folder}: {summary}")
+    _say(f"{folder}: {summary}", where)
     return Run(folder, metrics)
+
+
+@contextlib.contextmanager
+def workers(where: Where) -> Iterator[Train]:
+    """Train many small networks, as many at a time as there are cores, or one after the other on an accelerator.
+
+    Gives `train(run, configs, *, size, what)`: it calls a recipe's `run` for each config and returns the finished
+    runs in order. `what` names them in the progress bar.
+
+    Example:
+        >>> with workers(Where()) as train:
+        ...     runs = train(mnist_mlp.run, [Config(seed=0), Config(seed=1)], size="digits", what="networks")
+    """
+    where = dataclasses.replace(where, quiet=True)
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    alone = count == 1 or where.strategy not in ("auto", "cpu") or _has_accelerator()
+
+    def train(run: Callable[..., Run], configs: Sequence[Config], *, size: str, what: str) -> list[Run]:
+        bar = tqdm(total=len(configs), desc=what, unit="network", leave=False)
+        with bar:
+            if alone:
+                return [_counted(run(config, size=size, where=where), bar) for config in configs]
+            waiting = [pool.submit(run, config, size=size, where=where) for config in configs]
+            for future in waiting:
+                future.add_done_callback(lambda _: bar.update())
+            return [future.result() for future in waiting]
+
+    with contextlib.ExitStack() as stack:
+        if not alone:
+            spawn = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(min(count, _MOST_WORKERS), spawn, initializer=_one_thread)
+            # On an error the networks that wait are not begun.
+            stack.callback(pool.shutdown, cancel_futures=True)
+        yield train
 
 
 def label(config: Config, size: str, sizes: Mapping[str, Config]) -> str:
@@ -231,44 +301,79 @@ def export(model: keras.Model, path: Path) -> None:
         ValueError: If the model lacks these layers or its logits are not an affine map of `penultimate`.
         OSError: If the folder cannot be written.
     """
+    module, x = endpoints(model), model.inputs[0]
+    archive = keras.export.ExportArchive()
+    archive.track(module.network)
+    signature = [tf.TensorSpec(x.shape, x.dtype, name="x")]
+    archive.add_endpoint("serve", module.serve, input_signature=signature)
+    archive.add_endpoint("probe", module.probe, input_signature=signature)
+    archive.add_endpoint("templates", module.templates, input_signature=[])
+    with files.beside(path) as temporary, _tensorflow_writes(path):
+        archive.write_out(str(temporary), verbose=False)
+
+
+def endpoints(model: keras.Model) -> Endpoints:
+    """Return the functions that `export` writes, for `analysis.Probe` to read without a SavedModel.
+
+    They see the model's weights as they are when called.
+
+    Raises:
+        ValueError: As `export`.
+    """
     penultimate, logits = _last_layers(model)
     x = model.inputs[0]
     both = keras.Model(x, {"penultimate": penultimate.output, "logits": logits.output})
 
+    @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")])
     def probe(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.cast(value, tf.float32) for name, value in both(x, training=False).items()}
 
+    @tf.function(input_signature=[])
     def templates() -> dict[str, tf.Tensor]:
         bias = logits.bias if logits.use_bias else tf.zeros(logits.units)
         return {"kernel": tf.cast(logits.kernel, tf.float32), "bias": tf.cast(bias, tf.float32)}
 
     lowest = min(tf.as_dtype(layer.compute_dtype).size for layer in (penultimate, logits))
     _check_affine(probe, templates, x, tolerance=2.0**-9 if lowest >= tf.float32.size else 2.0**-6)
-    signature = [tf.TensorSpec(x.shape, x.dtype, name="x")]
-    archive = keras.export.ExportArchive()
-    archive.track(both)
-    archive.add_endpoint("serve", lambda x: probe(x)["logits"], input_signature=signature)
-    archive.add_endpoint("probe", probe, input_signature=signature)
-    archive.add_endpoint("templates", templates, input_signature=[])
-    with files.beside(path) as temporary:
-        try:
-            archive.write_out(str(temporary), verbose=False)
-        except tf.errors.OpError as problem:  # a full disk, in TensorFlow's words
-            raise OSError(f"{path} cannot be written: {problem.message}") from problem
+    return Endpoints(both, lambda x: probe(x)["logits"], probe, templates)
+
+
+class _Observer:
+    """Measures a copy of the network in training, as the SavedModel of that moment would be measured."""
+
+    def __init__(self, observe: Observe, copy: keras.Model, data: Data, folder: Path, where: Where) -> None:
+        self.observe, self.copy, self.data = observe, copy, data
+        self.endpoints = endpoints(copy)
+        self.snapshots = folder / "snapshots" if where.snapshots else None
+
+    def __call__(self, weights: list[np.ndarray], step: int) -> dict[str, float]:
+        self.copy.set_weights(weights)
+        if self.snapshots:
+            self.snapshots.mkdir(exist_ok=True)
+            export(self.copy, self.snapshots / f"step-{step:06d}")
+        return {name: _rounded(value) for name, value in self.observe(Probe(self.endpoints), self.data).items()}
 
 
 class _Watch(keras.callbacks.Callback):
     """Progress bar, history, TensorBoard, checkpoints, and an end to a diverging run."""
 
     def __init__(
-        self, folder: Path, config: Config, history: list[dict[str, float]], chief: bool, *, show: bool
+        self,
+        folder: Path,
+        config: Config,
+        history: list[dict[str, float]],
+        observer: _Observer | None,
+        *,
+        chief: bool,
+        show: bool,
     ) -> None:
         super().__init__()
-        self.folder, self.history, self.interval = folder, history, config.evaluate_every
+        self.folder, self.config, self.history, self.observer = folder, config, history, observer
         self.checkpoint = _checkpoint(folder)
-        self.step = len(history) * self.interval
+        self.start = self.step = _steps_done(history)
         self.chief = chief
-        self.events = tf.summary.create_file_writer(str(folder / "tensorboard")) if self.chief else None
+        with _tensorflow_writes(folder / "tensorboard"):
+            self.events = tf.summary.create_file_writer(str(folder / "tensorboard")) if self.chief else None
         self.bar = tqdm(
             total=config.steps,
             initial=self.step,
@@ -278,8 +383,15 @@ class _Watch(keras.callbacks.Callback):
             desc=folder.name,
         )
 
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self.chief and self.observer and not self.history:
+            self.history.append({"step": 0, **self.observer(self.model.get_weights(), 0)})
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.start = self.step
+
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        step = len(self.history) * self.interval + batch + 1
+        step = self.start + batch + 1
         self.bar.update(step - self.step)
         if step // _STEPS_PER_LOOK > self.step // _STEPS_PER_LOOK:
             self._check(logs["loss"], step)
@@ -289,15 +401,19 @@ class _Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._check(logs["loss"], self.step)
         self._check(logs["val_loss"], self.step)
-        self.history.append({"step": self.step, **{name: _rounded(value) for name, value in logs.items()}})
+        row = {"step": self.step, **{name: _rounded(value) for name, value in logs.items()}}
+        self.history.append(row)
         if not self.chief:
             return
-        with self.events.as_default(step=self.step):
+        if self.observer and self.step % self.config.observe_every == 0:
+            row |= self.observer(self.model.get_weights(), self.step)
+        with _tensorflow_writes(self.folder / "tensorboard"), self.events.as_default(step=self.step):
             for name, value in self.history[-1].items():
                 tf.summary.scalar(name, value)
-        self.events.flush()
+            self.events.flush()
         text = io.StringIO()
-        table = csv.DictWriter(text, self.history[0], lineterminator="\n")
+        columns = dict.fromkeys(name for row in self.history for name in row)
+        table = csv.DictWriter(text, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(self.history)
         files.replace(self.folder / "history.csv", text.getvalue())
@@ -319,21 +435,30 @@ class _Watch(keras.callbacks.Callback):
             )
 
 
-def _fit(model: keras.Model, config: Config, data: Data, folder: Path, chief: bool, say: Callable[[str], None]) -> None:
+def _fit(
+    model: keras.Model,
+    config: Config,
+    data: Data,
+    folder: Path,
+    chief: bool,
+    where: Where,
+    observer: _Observer | None,
+) -> None:
     history: list[dict[str, float]] = []
     if _checkpoint(folder).exists():
         history, state = _read_checkpoint(_checkpoint(folder))
         distribution.set_state(model, state)
-        say(f"{folder}: going on from step {history[-1]['step']:,}")
-    if len(history) * config.evaluate_every >= config.steps:
+        _say(f"{folder}: going on from step {_steps_done(history):,}", where)
+    done = _steps_done(history)
+    if done >= config.steps:
         return
-    watch = _Watch(folder, config, history, chief, show=chief and say is not _silent)
+    watch = _Watch(folder, config, history, observer, chief=chief, show=chief and not where.quiet)
     split = "held_out" if len(data.labels("held_out")) else "test"
     try:
         model.fit(
-            data.train(config.batch_size, seed=config.seed, start_step=len(history) * config.evaluate_every),
+            data.train(config.batch_size, seed=config.seed, start_step=done),
             steps_per_epoch=config.evaluate_every,
-            initial_epoch=len(history),
+            initial_epoch=done // config.evaluate_every,
             epochs=config.steps // config.evaluate_every,
             validation_data=data.evaluation(split, config.batch_size),
             callbacks=[watch],
@@ -341,6 +466,10 @@ def _fit(model: keras.Model, config: Config, data: Data, folder: Path, chief: bo
         )
     finally:
         watch.close()
+
+
+def _steps_done(history: list[dict[str, float]]) -> int:
+    return int(history[-1]["step"]) if history else 0
 
 
 @contextlib.contextmanager
@@ -363,7 +492,7 @@ def _checkpoint(folder: Path) -> Path:
 
 def _read_checkpoint(path: Path) -> tuple[list[dict[str, float]], list[np.ndarray]]:
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             history = json.loads(str(arrays["history"]))
             return history, [arrays[f"arr_{i}"] for i in range(len(arrays.files) - 1)]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
@@ -426,7 +555,7 @@ def _claimed(folder: Path, record: dict[str, Any], chief: bool) -> Iterator[None
         if isinstance(problem, OSError) and problem.errno in _DISK_TROUBLE:
             raise OSError(
                 f"{folder} can no longer be written ({problem.strerror}). Mend that and give the command again: it "
-                "goes on from the last checkpoint."
+                "goes on from the last checkpoint, if there was one."
             ) from problem
         raise
 
@@ -436,7 +565,19 @@ def _open(folder: Path, record: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         files.replace(folder / "config.json", json.dumps(record, indent=2) + "\n")
     except OSError as problem:
-        raise OSError(f"{folder} cannot be written ({problem.strerror}). Choose another --workdir.") from problem
+        raise OSError(
+            f"{folder} cannot be written ({problem.strerror}). Mend that, or choose another --workdir."
+        ) from problem
+
+
+@contextlib.contextmanager
+def _tensorflow_writes(path: Path) -> Iterator[None]:
+    """Say of a full disk what Python would say."""
+    try:
+        yield
+    except tf.errors.OpError as problem:
+        reason = " ".join(problem.message.rpartition("}} ")[2].split())
+        raise OSError(f"{path} cannot be written: {reason}") from problem
 
 
 def _last_layers(model: keras.Model) -> tuple[keras.Layer, keras.layers.Dense]:
@@ -471,10 +612,12 @@ def _check_affine(probe: Callable, templates: Callable, x: keras.KerasTensor, *,
         )
 
 
-def _check_steps(config: Config) -> None:
+def _check_config(config: Config) -> None:
     for name in ("batch_size", "steps", "evaluate_every"):
         if getattr(config, name) < 1:
             raise ValueError(f"`{name}` must be at least 1; received {getattr(config, name)}.")
+    if not 0 <= config.seed < 2**32:
+        raise ValueError(f"`seed` must be between 0 and 2³² − 1; received {config.seed}.")
     if config.steps % config.evaluate_every:
         raise ValueError(
             f"`steps` must be a multiple of `evaluate_every`; received {config.steps} and {config.evaluate_every}."
@@ -495,8 +638,25 @@ def _unknown(what: str, received: str, known: Mapping[str, Any]) -> str:
     return f"unknown {what} {received!r}; known: {', '.join(known)}.{hint}"
 
 
-def _silent(text: str) -> None:
-    pass
+def _has_accelerator() -> bool:
+    return any(device.device_type != "CPU" for device in tf.config.list_physical_devices())
+
+
+def _counted(finished: Run, bar: tqdm) -> Run:
+    bar.update()
+    return finished
+
+
+def _one_thread() -> None:
+    # Interrupted from the keyboard, workers end without a traceback each.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def _say(text: str, where: Where) -> None:
+    if not where.quiet:
+        tqdm.write(text)
 
 
 def _plain(config: Any) -> dict[str, Any]:

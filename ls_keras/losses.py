@@ -13,6 +13,7 @@ from keras import ops
 
 Convention = Literal["all", "others"]
 
+
 def smooth_labels(
     targets: Any, alpha: float, *, convention: Convention = "all", prior: Sequence[float] | None = None
 ) -> Any:
@@ -227,15 +228,16 @@ class _FromTeacher(keras.losses.Loss):
         targets, logits = tuple(np.shape(y_true)), tuple(np.shape(y_pred))
         if len(targets) != len(logits) or not logits or targets[-1] != logits[-1] + 1:
             raise ValueError(
-                f"{type(self).__name__} takes distillation_targets(labels, teacher_logits), shape [..., 1 + num_classes]"
-                f"; received targets {targets} and logits {logits}. A distillation.Distiller makes them from labels."
+                f"{type(self).__name__} takes distillation_targets(labels, teacher_logits), of shape "
+                f"[..., 1 + num_classes]; received targets {targets} and logits {logits}. A Distiller makes them "
+                "from labels."
             )
         if isinstance(y_true, np.ndarray):
             _check_host_labels(y_true[..., 0], y_pred)
         return super().__call__(y_true, y_pred, sample_weight)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        # At the ends of β the other term is left out: a label may then be unknown, a teacher not finite.
+        # At the ends of β the other term is left out, and 0 times what may not be finite with it.
         if self.beta == 0:
             return self._from_labels(y_true, y_pred)
         from_teacher = self.from_teacher(y_true[..., 1:], y_pred)

@@ -9,21 +9,24 @@ A network is a run's folder, whose `config.json` names its data, or any SavedMod
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ls_keras import analysis, experiment, plots, report
-from ls_keras.analysis import calibration, geometry
+from ls_keras import analysis, distillation, experiment, files, plots, report
+from ls_keras.analysis import calibration, geometry, information
 from ls_keras.data import Data, load_images
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from scipy import stats
 from tqdm import tqdm
 
+OBSERVED_PAIR = (0, 5)
 _DATA_FIELDS = ("dataset", "train_size", "held_out_size", "scaling", "crop_padding", "flip", "shift")
 
 
@@ -64,11 +67,63 @@ class Network:
     held_out: analysis.probe.Collected
 
 
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Verdicts, figures by file name, and tables, ready for a page."""
+
+    verdicts: list[report.Verdict]
+    figures: dict[str, report.Illustration]
+    tables: list[report.Table]
+
+    def __add__(self, other: "Findings") -> "Findings":
+        verdicts = sorted(self.verdicts + other.verdicts, key=lambda v: int(re.search(r"\d+", v.id)[0]))
+        return Findings(verdicts, self.figures | other.figures, self.tables + other.tables)
+
+
+def publish(findings: Findings, out: Path, *, title: str, lead: str, made_how: dict[str, str]) -> list[report.Verdict]:
+    """Write the page, the figures as PNG and PDF, and the verdicts as JSON; print the verdicts."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, illustration in findings.figures.items():
+        for ending in ("png", "pdf"):
+            plots.save(illustration.figure, out / f"{name}.{ending}")
+    verdicts = findings.verdicts
+    if verdicts:
+        files.replace(out / "verdicts.json", json.dumps([v.to_dict() for v in verdicts], indent=2) + "\n")
+        print(report.verdicts_text(verdicts), end="\n\n")
+    page = report.write_report(
+        out / "report.html",
+        title=title,
+        lead=lead,
+        verdicts=verdicts,
+        figures=list(findings.figures.values()),
+        tables=findings.tables,
+        made_how=made_how,
+    )
+    print(f"In a browser: {page}")
+    return verdicts
+
+
+def accuracy(run: experiment.Run) -> float:
+    """Return a finished run's accuracy on the held-out examples or, where there are none, on the test set."""
+    return run.metrics.get("held_out", run.metrics["test"])["accuracy"]
+
+
+def interval(values: Sequence[float]) -> str:
+    """Set a mean over seeds with the half width of its 95 % interval, by Student's t."""
+    half_width = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.4g} ± {half_width:.2g}"
+
+
 def load(path: Path, name: str, data: Data, limit: int | None = None) -> Network:
     """Run a SavedModel over its data, without augmentation."""
-    probe = analysis.Probe(path)
+    return _collected(name, analysis.Probe(path), data, limit)
+
+
+def _collected(name: str, probe: analysis.Probe, data: Data, limit: int | None) -> Network:
     if probe.num_classes != data.num_classes:
-        raise ValueError(f"{path} tells {probe.num_classes} classes apart, but {data.name} has {data.num_classes}.")
+        raise ValueError(
+            f"The {probe.name} tells {probe.num_classes} classes apart, but {data.name} has {data.num_classes}."
+        )
     split = "held_out" if len(data.labels("held_out")) else "test"
     train, held_out = (
         probe.collect(data.evaluation(part, 500), most) for part, most in (("train", limit), (split, None))
@@ -111,6 +166,39 @@ def similar_classes(network: Network) -> tuple[int, int, int]:
     return geometry.similar_and_different(means)
 
 
+def observe(probe: analysis.Probe, data: Data) -> dict[str, float]:
+    """Return what Figure 6 follows through training: mutual information, tightness, γ and ECE.
+
+    Mutual information is between up to 300 training examples of each of the classes 0 and 5 (airplane and dog on
+    CIFAR-10, as in the paper) and the difference of these two logits under augmentation, by 20 draws for the means and
+    5 fresh ones; nothing is drawn where training images are not augmented.
+    """
+    network = _collected("", probe, data, limit=10_000)
+    held_out = network.held_out
+    seen = {
+        "tightness": _plane_statistics(network, "train")["spread over distance of centres"],
+        "gamma": distillation.equivalent_smoothing(network.train.logits, network.train.labels),
+        "held_out_ece": calibration.expected_calibration_error(held_out.logits, held_out.labels),
+    }
+    if not data.augmented:
+        return seen
+    labels = data.labels("train")
+    rows = np.concatenate([np.flatnonzero(labels == label)[:300] for label in OBSERVED_PAIR])
+    draws, fresh = (
+        probe.logit_differences(data.draws(rows, number, seed=seed, batch_size=500), OBSERVED_PAIR)
+        for number, seed in ((20, 0), (5, 1))
+    )
+    bracket = information.mutual_information(draws, fresh)
+    paper = information.mutual_information(draws[:, :5])
+    return {
+        **seen,
+        "information": bracket.corrected,
+        "information_low": bracket.lower_bound,
+        "information_high": bracket.same_draws,
+        "information_paper": paper.same_draws,
+    }
+
+
 def plane_panels(network: Network, classes: Sequence[int], *, with_bias: bool = False) -> list[plots.PlanePanel]:
     """Return the train and the held-out panel of Figure 1, with up to 100 examples of each class as in the paper."""
     plane = geometry.template_plane(network.kernel, network.bias, classes, with_bias=with_bias)
@@ -149,15 +237,8 @@ def made_how(**more: str) -> dict[str, str]:
     }
 
 
-def save_figures(figures: dict[str, Figure], out: Path) -> None:
-    """Write each figure as PNG and PDF."""
-    for name, figure in figures.items():
-        for ending in ("png", "pdf"):
-            plots.save(figure, out / f"{name}.{ending}")
-
-
-def run(config: Config) -> Path:
-    """Analyse the networks and return the page."""
+def run(config: Config) -> None:
+    """Analyse the networks and write the page."""
     if not config.networks:
         raise ValueError("no networks: give at least one run folder or SavedModel folder.")
     networks, names = [], _names(config.networks)
@@ -166,32 +247,31 @@ def run(config: Config) -> Path:
         networks.append(load(_saved_model(path), name, data, config.limit))
     chosen = similar_classes(networks[0])
     measured = {network.name: statistics(network, chosen) for network in networks}
-    figures = {
-        "figure_1": _planes(networks, config.classes, data.class_names),
-        "figure_2": plots.reliability_figure([reliability_curve(network.name, [network]) for network in networks]),
-    }
     config.out.mkdir(parents=True, exist_ok=True)
-    save_figures(figures, config.out)
+    files.replace(config.out / "statistics.json", json.dumps(measured, indent=2) + "\n")
     similar = f"{data.class_names[chosen[0]]} and {data.class_names[chosen[1]]}"
-    experiment.write(config.out / "statistics.json", json.dumps(measured, indent=2) + "\n")
-    page = report.write_report(
-        config.out / "report.html",
-        title=f"Representations and calibration on {data.name}",
-        lead=f"{len(networks)} exported network{'s' if len(networks) > 1 else ''}, each run over its training and "
-        "held-out examples without augmentation.",
-        figures=[
-            report.Illustration(
-                figures["figure_1"],
+    findings = Findings(
+        [],
+        {
+            "figure_1": report.Illustration(
+                _planes(networks, config.classes, data.class_names),
                 "Penultimate activations on the plane through three templates (stars).",
                 "Scatter plots of three classes in the template plane.",
             ),
-            report.Illustration(
-                figures["figure_2"],
+            "figure_2": report.Illustration(
+                plots.reliability_figure([reliability_curve(network.name, [network]) for network in networks]),
                 "Accuracy over confidence of the held-out examples; on the dashed line a network is calibrated.",
                 "Reliability diagrams with the number of examples in each bin.",
             ),
-        ],
-        tables=[_table(measured), _calibration_table(networks)],
+        },
+        [_table(measured), _calibration_table(networks)],
+    )
+    publish(
+        findings,
+        config.out,
+        title=f"Representations and calibration on {data.name}",
+        lead=f"{len(networks)} exported network{'s' if len(networks) > 1 else ''}, each run over its training and "
+        "held-out examples without augmentation.",
         made_how=made_how(
             Data=f"{data.name} from {data.origin}: {data.num_train:,} training and "
             f"{len(networks[0].held_out.labels):,} held-out examples",
@@ -199,8 +279,6 @@ def run(config: Config) -> Path:
             f"means of {networks[0].name}",
         ),
     )
-    tqdm.write(f"{page}: written, with the figures beside it")
-    return page
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Literal
 
 from ls_keras import data, distribution, experiment, losses, metrics, models
 
+import analyse
 import keras
 
 
@@ -61,6 +62,8 @@ class Config:
     """optimisation steps [A.2]"""
     evaluate_every: int = 1_000
     """steps between evaluations and checkpoints"""
+    observe_every: int = 0
+    """steps between measurements of mutual information, tightness, γ and ECE [A.2: 4,000]; 0 for none"""
     seed: int = 0
     """of initial weights, order of examples and augmentation"""
 
@@ -135,7 +138,9 @@ def build_model(config: Config, images: data.Data) -> distribution.Model:
 
 def run(config: Config, *, size: str, where: experiment.Where | None = None) -> experiment.Run:
     """Train one network, or return it if it is finished."""
-    return experiment.run(config, "cifar100_resnet56", SIZES, load_data, build_model, size=size, where=where)
+    return experiment.run(
+        config, "cifar100_resnet56", SIZES, load_data, build_model, size=size, where=where, observe=analyse.observe
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""The paper's claims about representations and calibration, re-tested on this machine with intervals.
+"""The paper's claims about image classifiers, re-tested on this machine with intervals.
 
     python recipes/paper.py            # scikit-learn's handwritten digits, a few minutes, no download
     python recipes/paper.py fashion    # Fashion-MNIST, hours on two cores
     python recipes/paper.py paper      # MNIST with the paper's network
 
-Trains the fully connected network of `mnist_mlp.py` with hard targets and with smoothed ones over several seeds,
-judges each claim by differences paired over the seeds, and writes `report.html`. What is finished is reused.
+Trains the fully connected network of `mnist_mlp.py` with hard and with smoothed targets over several seeds, distils
+each into students at equal softness, judges every claim by differences paired over the seeds, and writes
+`report.html`. What is finished is reused.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +20,11 @@ from ls_keras.data import Data
 from ls_keras.report import Verdict
 
 import analyse
+import distill
 import mnist_mlp
 import numpy as np
-from scipy import special, stats
+from matplotlib.figure import Figure
+from scipy import special
 from tqdm import tqdm
 
 
@@ -34,14 +36,14 @@ class Config:
     """size of `mnist_mlp.py` that is trained"""
     seeds: int = 5
     """networks trained for each α, with seeds 0, 1, …"""
-    alphas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2)
+    alphas: tuple[float, ...] = (0.0, 0.05, 0.1, 0.3, 0.6)
     """label smoothing factors; the first is hard targets"""
     alpha: float = 0.1
     """the α that claims C1 to C5 compare with hard targets [Table 2]"""
     calibrated_alpha: float = 0.05
     """the α that claim C6 compares with temperature scaling [Table 3, CIFAR-100]"""
     accuracy_margin: float = 0.01
-    """loss of accuracy that counts as kept (C5)"""
+    """loss of accuracy that counts as none (C5)"""
     ece_margin: float = 0.01
     """difference in ECE that counts as similar (C6)"""
 
@@ -59,17 +61,6 @@ Trained = dict[float, list[analyse.Network]]
 def load_data(config: Config, data_dir: Path | None = None) -> Data:
     """Give the data that all networks share."""
     return mnist_mlp.load_data(mnist_mlp.SIZES[config.networks], data_dir)
-
-
-def train(config: Config, where: experiment.Where) -> dict[float, list[experiment.Run]]:
-    """Train every network that is not finished yet, seed by seed."""
-    base = mnist_mlp.SIZES[config.networks]
-    runs: dict[float, list[experiment.Run]] = {alpha: [] for alpha in config.alphas}
-    jobs = [(seed, alpha) for seed in range(config.seeds) for alpha in config.alphas]
-    for seed, alpha in tqdm(jobs, desc="networks", unit="network", leave=False):
-        one = dataclasses.replace(base, alpha=alpha, seed=seed)
-        runs[alpha].append(mnist_mlp.run(one, size=config.networks, where=dataclasses.replace(where, quiet=True)))
-    return runs
 
 
 def judge(config: Config, networks: Trained, measured: dict[float, list[dict[str, float]]]) -> list[Verdict]:
@@ -200,7 +191,9 @@ def identities(logits: np.ndarray, labels: np.ndarray, alpha: float = 0.1) -> li
     ]
 
 
-def figures(config: Config, networks: Trained, chosen: tuple[int, int, int], class_names: Sequence[str]) -> dict:
+def figures(
+    config: Config, networks: Trained, chosen: tuple[int, int, int], class_names: Sequence[str]
+) -> tuple[Figure, Figure]:
     """Draw Figures 1 and 2."""
     hard, smoothed = networks[0.0], networks[config.alpha]
     rows = [(0, 1, 2), chosen]
@@ -216,99 +209,89 @@ def figures(config: Config, networks: Trained, chosen: tuple[int, int, int], cla
         analyse.reliability_curve("hard targets, T fitted", hard, fitted=True),
         analyse.reliability_curve(f"α = {config.calibrated_alpha:g}, T = 1", networks[config.calibrated_alpha]),
     ]
-    return {
-        "figure_1": plots.template_plane_figure(
-            panels,
-            names,
-            row_names=("first three classes", "two similar, one different"),
-            pair_titles=("hard targets", f"label smoothing, α = {config.alpha:g}"),
-        ),
-        "figure_2": plots.reliability_figure(curves),
-    }
-
-
-def table(measured: dict[float, list[dict[str, float]]], seeds: int) -> report.Table:
-    """Set every quantity's mean and 95 % interval over the seeds."""
-    half_width = stats.t.ppf(0.975, seeds - 1) / np.sqrt(seeds)
-
-    def cell(values: list[float]) -> str:
-        return f"{np.mean(values):.4g} ± {half_width * np.std(values, ddof=1):.2g}"
-
-    names = list(next(iter(measured.values()))[0])
-    return report.Table(
-        f"Mean and 95 % interval over {seeds} seeds; NLL in nats, coordinates in the units of the activations.",
-        ["quantity", *(f"α = {alpha:g}" if alpha else "hard targets" for alpha in measured)],
-        [[name, *(cell([values[name] for values in measured[alpha]]) for alpha in measured)] for name in names],
+    planes = plots.template_plane_figure(
+        panels,
+        names,
+        row_names=("first three classes", "two similar, one different"),
+        pair_titles=("hard targets", f"label smoothing, α = {config.alpha:g}"),
     )
+    return planes, plots.reliability_figure(curves)
 
 
-def run(config: Config, *, size: str, where: experiment.Where | None = None) -> list[Verdict]:
-    """Train what is missing, judge the claims, and write the report."""
-    where = where or experiment.Where()
-    _check(config)
-    started = time.perf_counter()
+def find(config: Config, where: experiment.Where, train: experiment.Train) -> analyse.Findings:
+    """Train what is missing, judge claims C1 to C6 and C13, and draw Figures 1 and 2."""
     data = load_data(config, where.data_dir)
-    runs = train(config, where)
-    out = where.workdir / "paper" / experiment.label(config, size, SIZES)
-    networks = {
-        alpha: [
-            analyse.load(run.saved_model, f"α = {alpha:g}, seed {seed}", data, limit=10_000)
-            for seed, run in enumerate(runs[alpha])
-        ]
-        for alpha in tqdm(config.alphas, desc="analysis", unit="α", leave=False)
-    }
+    base = mnist_mlp.SIZES[config.networks]
+    points = [(alpha, seed) for alpha in config.alphas for seed in range(config.seeds)]
+    configs = [dataclasses.replace(base, alpha=alpha, seed=seed) for alpha, seed in points]
+    runs = train(mnist_mlp.run, configs, size=config.networks, what="networks")
+    networks: Trained = {alpha: [] for alpha in config.alphas}
+    for (alpha, seed), finished in zip(points, tqdm(runs, desc="analysis", unit="network", leave=False), strict=True):
+        network = analyse.load(finished.saved_model, f"α = {alpha:g}, seed {seed}", data, limit=10_000)
+        networks[alpha].append(network)
     chosen = analyse.similar_classes(networks[0.0][0])
     measured = {alpha: [analyse.statistics(n, chosen) for n in networks[alpha]] for alpha in networks}
-    verdicts = judge(config, networks, measured)
-    drawn = figures(config, networks, chosen, data.class_names)
-    seconds = time.perf_counter() - started
-    out.mkdir(parents=True, exist_ok=True)
-    analyse.save_figures(drawn, out)
-    record = {"verdicts": [v.to_dict() for v in verdicts], "statistics": {f"{a:g}": measured[a] for a in measured}}
-    experiment.write(out / "verdicts.json", json.dumps(record, indent=2) + "\n")
-    names = [data.class_names[label] for label in chosen]
-    network = mnist_mlp.SIZES[config.networks]
-    page = report.write_report(
-        out / "report.html",
-        title="When does label smoothing help?",
-        lead=f"The claims of Müller, Kornblith and Hinton (2019) about representations and calibration, tested on "
-        f"{data.name} with fully connected networks: {config.seeds} seeds with hard targets, and with each α as many.",
-        verdicts=verdicts,
-        figures=[
-            report.Illustration(
-                drawn["figure_1"],
+    similar, different, names = chosen[:2], chosen[2], data.class_names
+    figure_1, figure_2 = figures(config, networks, chosen, names)
+    return analyse.Findings(
+        judge(config, networks, measured),
+        {
+            "figure_1": report.Illustration(
+                figure_1,
                 "Penultimate activations of the first seed on the plane through the templates (stars) of three "
-                f"classes; below, {names[0]} and {names[1]} are the most similar pair and {names[2]} is the class most "
-                "different from both.",
+                f"classes; below, {names[similar[0]]} and {names[similar[1]]} are the most similar pair and "
+                f"{names[different]} is the class most different from both.",
                 "Eight scatter plots: hard targets spread each class, smoothing draws it together.",
             ),
-            report.Illustration(
-                drawn["figure_2"],
+            "figure_2": report.Illustration(
+                figure_2,
                 f"Accuracy over confidence of the held-out examples, pooled over {config.seeds} seeds; on the dashed "
                 "line a network is calibrated.",
                 "Reliability diagram with three curves and the number of examples in each bin.",
             ),
+        },
+        [
+            report.Table(
+                f"Mean and 95 % interval over {config.seeds} seeds; NLL in nats, coordinates in the units of the "
+                "activations.",
+                ["quantity", *(f"α = {alpha:g}" if alpha else "hard targets" for alpha in measured)],
+                [
+                    [name, *(analyse.interval([values[name] for values in measured[alpha]]) for alpha in measured)]
+                    for name in measured[0.0][0]
+                ],
+            )
         ],
-        tables=[table(measured, config.seeds)],
+    )
+
+
+def run(config: Config, *, size: str, where: experiment.Where | None = None) -> list[Verdict]:
+    """Train what is missing, judge every claim, and write the report."""
+    where = where or experiment.Where()
+    _check(config)
+    started = time.perf_counter()
+    with experiment.workers(where) as train:
+        found = find(config, where, train)
+        found += distill.find(dataclasses.replace(distill.SIZES[size], seeds=config.seeds), where, train)
+    data, network = load_data(config, where.data_dir), mnist_mlp.SIZES[config.networks]
+    return analyse.publish(
+        found,
+        where.workdir / "paper" / experiment.label(config, size, SIZES),
+        title="When does label smoothing help?",
+        lead=f"The claims of Müller, Kornblith and Hinton (2019) about image classifiers, tested on {data.name} with "
+        f"fully connected networks and {config.seeds} seeds of everything.",
         made_how=analyse.made_how(
-            Data=f"{data.name} from {data.origin}: {data.num_train:,} training and "
-            f"{len(networks[0.0][0].held_out.labels):,} held-out examples",
+            Data=f"{data.name} from {data.origin}: {data.num_train:,} training, {len(data.labels('held_out')):,} "
+            f"held-out and {len(data.labels('test')):,} test examples",
             Networks=f"{' and '.join(map(str, network.units))} ReLU units, {network.steps:,} steps of "
-            f"{network.batch_size}; every field is in saved_models/mnist_mlp/*/config.json",
+            f"{network.batch_size}; every field is in the config.json of each folder of mnist_mlp",
             Intervals="95 %, Student's t over differences paired by seed",
-            Time=f"{seconds:.0f} s, of which networks finished before took none",
+            Time=f"{time.perf_counter() - started:.0f} s; networks that were finished before took none",
         ),
     )
-    print(report.verdicts_text(verdicts))
-    print(f"\nIn a browser: {page}")
-    return verdicts
 
 
 def _check(config: Config) -> None:
-    if config.networks not in mnist_mlp.SIZES:
-        raise ValueError(f"networks must be one of {', '.join(mnist_mlp.SIZES)}; received {config.networks!r}.")
-    if config.seeds < 2:
-        raise ValueError(f"an interval needs at least 2 seeds; received {config.seeds}.")
+    distill.check_networks(config.networks, config.seeds)
     missing = {0.0, config.alpha, config.calibrated_alpha} - set(config.alphas)
     if missing:
         raise ValueError(f"alphas must hold 0, alpha and calibrated_alpha; {sorted(missing)} is missing.")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from ls_keras import files, plots
+from ls_keras import plots
 from ls_keras.plots import InformationCurve, PlanePanel, ReliabilityCurve, SeedCurve
 
 import matplotlib
@@ -410,12 +410,6 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatc
         plots.save(plots.information_figure(information_curves(), 600), path)
     assert path.read_bytes() == b"old"
     assert [child.name for child in tmp_path.iterdir()] == ["figure.png"]
-
-
-def test_a_saved_file_has_the_rights_of_any_new_file(tmp_path):
-    files.replace(tmp_path / "ours", b"1")
-    (tmp_path / "theirs").write_bytes(b"1")
-    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
 
 
 def test_saving_to_a_wrong_place_or_format_is_refused(tmp_path):

@@ -48,7 +48,7 @@ class Probe:
     graphics processors may round to 10 bits) and to 2^-6 where activations or logits are bfloat16.
 
     Args:
-        path: folder of the SavedModel.
+        network: folder of the SavedModel, or an object with the three functions.
 
     Attributes:
         kernel: float `[d, K]`, a template per column.
@@ -67,22 +67,19 @@ class Probe:
     ((300, 10), (1200, 10))
     """
 
-    def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        if not (path / "saved_model.pb").is_file():
-            raise FileNotFoundError(
-                f"No SavedModel at {path}: expected the file {path / 'saved_model.pb'}. Pass the folder that "
-                "tf.saved_model.save wrote, for one of this package's runs its subfolder saved_model."
-            )
-        self.path = path
+    def __init__(self, network: Any) -> None:
+        if isinstance(network, str | Path):
+            self.name, network = f"SavedModel at {network}", _loaded(Path(network))
+        else:
+            self.name = "network in memory"
         # Functions live as long as the object they were loaded with.
-        self._loaded = tf.saved_model.load(str(path))
-        self._endpoints = {name: _endpoint(self._loaded, name) for name in ENDPOINTS}
+        self._network = network
+        self._endpoints = {name: _endpoint(network, name) for name in ENDPOINTS}
         missing = [name for name, function in self._endpoints.items() if function is None]
         if missing:
             raise ValueError(
-                f"The SavedModel at {path} has no endpoint {', '.join(missing)}; it has "
-                f"{', '.join(_found(self._loaded)) or 'none at all'}. {_HOW_TO_EXPORT}"
+                f"The {self.name} has no endpoint {', '.join(missing)}; it has "
+                f"{', '.join(_found(network)) or 'none at all'}. {_HOW_TO_EXPORT}"
             )
         self.kernel, self.bias = self._templates()
         self.num_classes = self.kernel.shape[1]
@@ -99,7 +96,7 @@ class Probe:
         outputs = self._endpoints["probe"](tf.convert_to_tensor(x))
         if not (isinstance(outputs, dict) and {"penultimate", "logits"} <= set(outputs)):
             raise ValueError(
-                f"Expected probe(x) of the SavedModel at {self.path} to return a dict with penultimate and "
+                f"Expected probe(x) of the {self.name} to return a dict with penultimate and "
                 f"logits; got {list(outputs) if isinstance(outputs, dict) else type(outputs).__name__}. "
                 f"{_HOW_TO_EXPORT}"
             )
@@ -180,7 +177,7 @@ class Probe:
         outputs = self._endpoints["templates"]()
         if not (isinstance(outputs, dict) and {"kernel", "bias"} <= set(outputs)):
             raise ValueError(
-                f"Expected templates() of the SavedModel at {self.path} to return a dict with kernel and bias; "
+                f"Expected templates() of the {self.name} to return a dict with kernel and bias; "
                 f"got {list(outputs) if isinstance(outputs, dict) else type(outputs).__name__}. "
                 f"{_HOW_TO_EXPORT}"
             )
@@ -188,10 +185,10 @@ class Probe:
         if kernel.ndim != 2 or bias.shape != kernel.shape[1:] or kernel.shape[1] < 2:
             raise ValueError(
                 "Expected a kernel of shape [d, K] and a bias of shape [K], K at least 2; got "
-                f"{kernel.shape} and {bias.shape} from the SavedModel at {self.path}. {_HOW_TO_EXPORT}"
+                f"{kernel.shape} and {bias.shape} from the {self.name}. {_HOW_TO_EXPORT}"
             )
         if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-            raise ValueError(f"The templates of {self.path} hold NaN or infinity: its training diverged.")
+            raise ValueError(f"The templates of {self.name} hold NaN or infinity: its training diverged.")
         return kernel, bias
 
     def _check_contract(self, x: tf.Tensor, penultimate: np.ndarray, logits: np.ndarray) -> None:
@@ -212,10 +209,19 @@ class Probe:
             if error.max(initial=0.0) > allowed:
                 raise ValueError(
                     f"The logits of {name}(x) are not penultimate @ kernel + bias in the SavedModel at "
-                    f"{self.path}: they differ by {error.max():.2g} of the terms' size, {allowed:.2g} is "
+                    f"{self.name}: they differ by {error.max():.2g} of the terms' size, {allowed:.2g} is "
                     "allowed. Export the input of the very last dense layer, that layer's kernel and bias, "
                     "and logits without softmax."
                 )
+
+
+def _loaded(path: Path) -> Any:
+    if not (path / "saved_model.pb").is_file():
+        raise FileNotFoundError(
+            f"No SavedModel at {path}: expected the file {path / 'saved_model.pb'}. Pass the folder that "
+            "tf.saved_model.save wrote, for one of this package's runs its subfolder saved_model."
+        )
+    return tf.saved_model.load(str(path))
 
 
 def _endpoint(loaded: Any, name: str) -> Callable | None:
@@ -231,7 +237,7 @@ def _endpoint(loaded: Any, name: str) -> Callable | None:
 
 def _found(loaded: Any) -> list[str]:
     functions = [name for name in dir(loaded) if hasattr(getattr(loaded, name), "get_concrete_function")]
-    return sorted({name for name in functions if not name.startswith("_")} | set(loaded.signatures))
+    return sorted({name for name in functions if not name.startswith("_")} | set(getattr(loaded, "signatures", ())))
 
 
 def _unpacked(batch: Any, num_classes: int) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:

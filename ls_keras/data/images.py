@@ -100,13 +100,13 @@ class Data:
         targets = np.array(targets, np.float32)
         if targets.ndim == 0 or len(targets) != self.num_train:
             raise ValueError(
-                f"targets must have one row for each of the {self.num_train} training examples of {self.name}; received "
-                f"shape {targets.shape}."
+                f"targets must have one row for each of the {self.num_train} training examples of {self.name}; "
+                f"received shape {targets.shape}."
             )
         if self.augmented:
             raise ValueError(
-                f"The training images of {self.name} are moved or mirrored anew in each epoch, the targets are not. Load "
-                "it without crop_padding, shift and flip, or ask the teacher about each batch."
+                f"The training images of {self.name} are moved or mirrored anew in each epoch, the targets are not. "
+                "Load it without crop_padding, shift and flip, or ask the teacher about each batch."
             )
         targets.flags.writeable = False
         return replace(self, targets=targets)

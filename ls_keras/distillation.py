@@ -1,0 +1,424 @@
+"""A student that learns from a teacher, and how soft a teacher is.
+
+A teacher is a SavedModel or a Keras model; distillation is a target, not a trainer. `Distiller` puts the teacher's
+logits beside the labels, a loss of `ls_keras.losses` compares, and all the rest is Keras's. Where the student's
+images are not augmented, `teacher_logits` asks the teacher once, and the answers travel with the training batches.
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ls_keras import distribution, files
+from ls_keras.data import Data
+from ls_keras.losses import distillation_targets
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.optimize import brentq
+
+# Inputs of noise on which a teacher is tried out before training.
+_TRIAL_ROWS = 8
+# Values of a float64 block of probabilities: 32 MiB.
+_CHUNK_SIZE = 2**22
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """A trained network, as its students see it; made by `load_teacher`.
+
+    Call it with a batch `[n, *input_shape]` for float32 logits `[n, num_classes]`, in inference mode and without
+    gradient. Its variables are nobody's: a model that holds it neither trains nor saves them.
+
+    Attributes:
+        name: The SavedModel's folder, or the Keras model's name.
+        num_classes: K.
+        input_shape: Shape of one example.
+        path: The SavedModel's folder; None for a Keras model.
+    """
+
+    name: str
+    num_classes: int
+    input_shape: tuple[int, ...]
+    path: Path | None
+    _logits: Callable[[tf.Tensor], tf.Tensor] = field(repr=False)
+
+    def __call__(self, x: Any) -> tf.Tensor:
+        return tf.stop_gradient(tf.cast(self._logits(x), tf.float32))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with the SavedModel's program or any of its weights, for caches.
+
+        Raises:
+            ValueError: The teacher is a Keras model in memory.
+        """
+        if self.path is None:
+            raise ValueError(
+                f"The teacher {self.name} is a Keras model in memory, which nothing on disk identifies: export it and "
+                "load the SavedModel, or leave the cache out."
+            )
+        digest = hashlib.sha256()
+        for file in (self.path / "saved_model.pb", *sorted((self.path / "variables").iterdir())):
+            with file.open("rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shape: tuple[int, ...]) -> Teacher:
+    """Load a teacher and try it out, so that one that does not fit is found before training.
+
+    It may be loaded within a strategy's scope or outside of it, and be called in either.
+
+    Args:
+        teacher: Folder of a SavedModel with a function or signature `serve` (or, without one, the signature
+            `serving_default`) from inputs to logits, as `experiment.export` and Keras's `Model.export` write it; or a
+            Keras model that returns logits.
+        num_classes: K, of the data and of the student.
+        input_shape: Shape of one example, as the student receives it.
+
+    Returns:
+        The teacher.
+
+    Raises:
+        FileNotFoundError: No SavedModel in that folder.
+        ValueError: It has no such endpoint, does not take such inputs, has another number of classes, or returns
+            probabilities.
+
+    Example:
+        >>> teacher = load_teacher("saved_models/mnist_mlp/digits/saved_model", 10, (8, 8, 1))
+        >>> teacher(np.zeros((5, 8, 8, 1), "float32")).shape
+        TensorShape([5, 10])
+    """
+    input_shape = tuple(input_shape)
+    if isinstance(teacher, keras.Model):
+        name, path = teacher.name, None
+        function = tf.function(lambda x: teacher(x, training=False), autograph=False)
+    else:
+        path = Path(teacher)
+        name, function = str(path), _serve(path)
+    loaded = Teacher(name, num_classes, input_shape, path, function)
+    noise = np.random.default_rng(0).normal(size=(_TRIAL_ROWS, *input_shape)).astype(np.float32)
+    try:
+        logits = loaded(tf.constant(noise)).numpy()
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as problem:
+        raise ValueError(
+            f"The teacher {name} does not take inputs of shape [n, {', '.join(map(str, input_shape))}] and type "
+            f"float32, those of the student. Choose a teacher of images of this size. It says: {problem}"
+        ) from problem
+    if logits.shape != (_TRIAL_ROWS, num_classes):
+        raise ValueError(
+            f"The teacher {name} makes outputs of shape [n, {', '.join(map(str, logits.shape[1:]))}], expected "
+            f"[n, {num_classes}]: one logit for each class of the data. Choose a teacher trained on the same data."
+        )
+    if not np.isfinite(logits).all():
+        raise ValueError(f"The teacher {name} returns NaN or infinity on noise of variance 1: its training diverged.")
+    if _are_probabilities(logits):
+        raise ValueError(
+            f"The teacher {name} returns probabilities: no output is negative and all rows sum to 1. Export it without "
+            "its softmax, or with the logarithm behind it."
+        )
+    return loaded
+
+
+@keras.saving.register_keras_serializable("ls_keras")
+class Distiller(distribution.Model):
+    """A student whose targets are the labels and what a teacher says of the same inputs.
+
+    It is the student: layers, weights, `fit`, `evaluate`, `predict` and export are those of the network that it was
+    made of. Compile it with a `losses.DistillationLoss` or `losses.LogitMatching`. In each step the teacher is asked
+    about the very inputs, augmented as they are, that the student sees, unless the batch brings its logits along as
+    `losses.distillation_targets`, of `teacher_logits` for example. Metrics see the labels alone. In validation the
+    loss is the same as in training; the student's own cross-entropy is `metrics.NegativeLogLikelihood`.
+
+    Args:
+        inputs, outputs, name: The student, as for `keras.Model`; its output are logits `[n, num_classes]`.
+        teacher: What `load_teacher` returned. It is neither trained nor saved with the student.
+
+    Raises:
+        ValueError: The student's input shape or number of classes is not the teacher's.
+        NotImplementedError: By `save`, of the student with its teacher.
+
+    Example:
+        >>> teacher = load_teacher("saved_models/mnist_mlp/digits/saved_model", 10, (8, 8, 1))
+        >>> network = models.mlp((8, 8, 1), 10, units=(100,))
+        >>> student = Distiller(network.input, network.output, teacher=teacher)
+        >>> student.compile("sgd", losses.DistillationLoss(temperature=4.0), weighted_metrics=["accuracy"])
+
+    Reference: Hinton, Vinyals, Dean (2015), "Distilling the knowledge in a neural network".
+    """
+
+    def __init__(self, inputs: Any, outputs: Any, name: str | None = None, *, teacher: Teacher) -> None:
+        super().__init__(inputs, outputs, name=name)
+        expected = ((None, *teacher.input_shape), (None, teacher.num_classes))
+        received = (tuple(self.input_shape), tuple(self.output_shape))
+        if received != expected:
+            raise ValueError(
+                f"The student maps {received[0]} to {received[1]}, its teacher {expected[0]} to {expected[1]}: both "
+                "must take the same inputs and tell the same classes apart."
+            )
+        self.teacher = teacher
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        if not _is_packed(y, y_pred):
+            y = distillation_targets(y, self.teacher(x))
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        labels = tf.cast(y[..., 0], tf.int32) if _is_packed(y, y_pred) else y
+        return super().compute_metrics(x, labels, y_pred, sample_weight)
+
+    def get_config(self) -> dict[str, Any]:
+        raise NotImplementedError(
+            "A Distiller is not saved with its teacher. Save the student: keras.Model(model.inputs, model.outputs) has "
+            "the same layers."
+        )
+
+
+def teacher_logits(
+    teacher: Teacher, data: Data, split: str = "train", *, cache: str | Path | None = None, batch_size: int = 128
+) -> np.ndarray:
+    """Ask a teacher about every example of a split, without augmentation, in the order of `data.labels(split)`.
+
+    Args:
+        teacher: What `load_teacher` returned.
+        data: The data set.
+        split: `train`, `held_out` or `test`.
+        cache: File (.npz) that keeps the logits: read if it exists, else written. It names the teacher and the data
+            that it holds, in order, by their fingerprints.
+        batch_size: Examples that the teacher sees at a time.
+
+    Returns:
+        float32 `[N, K]`.
+
+    Raises:
+        ValueError: The file was made with another teacher, other examples or another order of them, or is damaged; or
+            the teacher returns NaN or infinity.
+
+    Example:
+        >>> logits = teacher_logits(teacher, data, cache="saved_models/mnist_mlp/digits/train_logits.npz")
+        >>> student_data = data.with_targets(losses.distillation_targets(data.labels("train"), logits))
+    """
+    if cache is None:
+        return _ask(teacher, data, split, batch_size)
+    cache = Path(cache)
+    origin = {"teacher": teacher.fingerprint, "data": data.fingerprint, "split": split}
+    if cache.exists():
+        return _read_cache(cache, origin, (len(data.labels(split)), teacher.num_classes))
+    logits = _ask(teacher, data, split, batch_size)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with files.beside(cache) as temporary, temporary.open("wb") as file:
+        np.savez(file, logits=logits, **origin)
+    return logits
+
+
+def equivalent_smoothing(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
+    """Measure how soft a teacher's targets are, as the label smoothing that is as soft on average.
+
+        γ = E[Σ_k (1 − y_k) p_k(T)] K/(K − 1),    p(T) = softmax(logits / T)
+
+    the mean probability of the wrong classes, scaled so that targets smoothed by α have γ = α. The expectation is over
+    the training set; take `teacher_logits` of the examples as they are (the paper does not say whether augmented).
+
+    Args:
+        logits: The teacher's, `[N, K]`.
+        labels: Integers `[N]`.
+        temperature: T > 0.
+
+    Returns:
+        γ, from 0 (always certain and right) through 1 (uniform) to K/(K − 1) (always certain and wrong).
+
+    Raises:
+        ValueError: Shapes, labels or temperature that do not fit, logits that are not finite or are probabilities.
+
+    Example:
+        >>> equivalent_smoothing(np.log([[0.91, 0.03, 0.03, 0.03]]), np.array([0]))  # 0.09 * 4/3 = 0.12
+
+    Reference: Müller, Kornblith, Hinton (2019), section 4.
+    """
+    logits, labels = _checked(logits, labels)
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"`temperature` must be a finite number above 0; received {temperature}.")
+    return _gamma(logits, labels, temperature)
+
+
+def matching_temperature(logits: np.ndarray, labels: np.ndarray, gamma: float) -> float:
+    """Find the temperature at which a teacher is as soft as label smoothing by γ*: γ(T) = γ*.
+
+    What an example adds to γ(T) rises with T, from 0 to its share of 1, if the teacher gets it right. So for a teacher
+    without errors here γ(T) is monotone, and each γ* has its one T. What an example adds that the teacher gets wrong
+    falls, until the mean logit under p(T) has come down to the label's; if that is above the plain mean, it rises from
+    there. Together they start at γ(0⁺), the error rate times K/(K − 1), end at 1, and may meet γ* more than once on the
+    way. The result is the warmest of these crossings, as far as a scale of temperatures in steps of 2 tells them apart:
+    what is warmer is softer than γ*.
+
+    Args:
+        logits: The teacher's, `[N, K]`.
+        labels: Integers `[N]`.
+        gamma: γ* in (0, 1).
+
+    Returns:
+        T, to a relative error of about 1e-12.
+
+    Raises:
+        ValueError: No temperature reaches γ*; the message says what is reached. Or as in `equivalent_smoothing`.
+
+    Example:
+        One example of two classes, the right logit ahead by 2: γ(T) = 2 / (1 + exp(2/T)), so γ* = 0.5 is reached at
+        T = 2 / ln 3 = 1.820478.
+
+        >>> round(matching_temperature(np.array([[2.0, 0.0]]), np.array([0]), 0.5), 6)
+        1.820478
+    """
+    logits, labels = _checked(logits, labels)
+    if not 0 < gamma < 1:
+        raise ValueError(
+            f"`gamma` must be in (0, 1); received {gamma}. γ is 0 for hard targets and 1 for uniform ones."
+        )
+    coldest, warmer = _extreme_temperatures(logits)
+    while (highest := _gamma(logits, labels, warmer)) < gamma:
+        warmer *= 2
+    colder, lowest = warmer / 2, highest
+    while (reached := _gamma(logits, labels, colder)) >= gamma:
+        lowest = min(lowest, reached)
+        if colder < coldest:
+            raise ValueError(
+                f"No temperature makes the teacher as hard as γ = {gamma}: its γ(T) comes down to {lowest:.6g}, and "
+                f"tends to {reached:.6g}, the error rate times K/(K − 1), at T → 0. Ask for more, below 1."
+            )
+        colder, warmer = colder / 2, colder
+    root = brentq(lambda t: _gamma(logits, labels, np.exp(t)) - gamma, np.log(colder), np.log(warmer), xtol=1e-13)
+    return float(np.exp(root))
+
+
+def _serve(path: Path) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the SavedModel's function from inputs to logits."""
+    if not (path / "saved_model.pb").is_file():
+        raise FileNotFoundError(
+            f"No SavedModel at {path}: expected the file {path / 'saved_model.pb'}. Pass the folder that "
+            "tf.saved_model.save wrote, for one of this package's runs its subfolder saved_model."
+        )
+    # A strategy's scope holds for the thread that entered it. Loaded within it, a function could be called by its
+    # replicas alone, and every variable would be mirrored.
+    with ThreadPoolExecutor(max_workers=1) as outside:
+        loaded = outside.submit(tf.saved_model.load, str(path)).result()
+    signature = loaded.signatures.get("serve") or loaded.signatures.get("serving_default")
+    if not callable(getattr(loaded, "serve", None)) and signature is None:
+        raise ValueError(
+            f"The SavedModel at {path} has no endpoint `serve`, and no signature `serving_default`; its signatures are "
+            f"{', '.join(loaded.signatures) or 'none at all'}. Export it with experiment.export or keras.Model.export."
+        )
+
+    def logits(x: tf.Tensor) -> tf.Tensor:
+        if callable(getattr(loaded, "serve", None)):
+            outputs = loaded.serve(x)
+        else:
+            names = list(signature.structured_input_signature[1])
+            outputs = signature(**dict(zip(names, [x], strict=True)))
+        if isinstance(outputs, dict):  # a signature's only output, under a name of its own
+            (outputs,) = outputs.values()
+        return outputs
+
+    return logits
+
+
+def _is_packed(y: Any, y_pred: Any) -> bool:
+    return len(y.shape) == len(y_pred.shape) and y.shape[-1] == y_pred.shape[-1] + 1
+
+
+def _ask(teacher: Teacher, data: Data, split: str, batch_size: int) -> np.ndarray:
+    batches = data.evaluation(split, batch_size)
+    logits = np.concatenate([teacher(x).numpy()[weights.numpy() > 0] for x, _, weights in batches])
+    wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(wrong):
+        raise ValueError(
+            f"The teacher {teacher.name} returns NaN or infinity for {len(wrong)} of {len(logits)} examples of "
+            f"{split}, number {wrong[0]} the first. Its training diverged, or these inputs are not scaled as its own."
+        )
+    return logits
+
+
+def _read_cache(cache: Path, origin: dict[str, str], shape: tuple[int, int]) -> np.ndarray:
+    try:
+        with cache.open("rb") as file, np.load(file) as stored:
+            found = {name: str(stored[name]) for name in origin}
+            logits = stored["logits"]
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as problem:
+        raise ValueError(
+            f"{cache} is damaged, or no file of teacher logits ({problem}). Remove it, or name another file."
+        ) from problem
+    differing = [f"{name} {found[name]} and not {wanted}" for name, wanted in origin.items() if found[name] != wanted]
+    if differing or logits.shape != shape:
+        raise ValueError(
+            f"{cache} does not hold the logits that are wanted: it is of {', '.join(differing) or logits.shape} "
+            "(fingerprints; that of data changes with the examples, their order and scaling). Name another file, or "
+            "remove this one to have it made anew."
+        )
+    return logits
+
+
+def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    logits, labels = np.asarray(logits), np.asarray(labels)
+    if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
+        raise ValueError(f"Expected logits [N, K] with N ≥ 1 and K ≥ 2; received shape {logits.shape}.")
+    if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"Expected integer labels of shape {logits.shape[:1]}; received shape {labels.shape} and dtype "
+            f"{labels.dtype}. Take argmax(-1) of one-hot labels."
+        )
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"Expected labels in [0, {logits.shape[1]}); received {labels.min()} to {labels.max()}. Are these the "
+            "classes that the teacher was trained on?"
+        )
+    if not np.isfinite(logits).all():
+        raise ValueError("The logits hold NaN or infinity. Check that the teacher's training did not diverge.")
+    if _are_probabilities(logits):
+        raise ValueError(
+            "Expected logits; received rows that are non-negative and sum to 1, as probabilities do. Pass the values "
+            "before the softmax, or the logarithm of these."
+        )
+    return logits, labels
+
+
+def _are_probabilities(logits: np.ndarray) -> bool:
+    # Even from half precision, softmax outputs sum to 1 within 1e-3 in every row.
+    return logits.min() >= 0 and np.abs(logits.sum(axis=1, dtype=float) - 1).max() <= 1e-3
+
+
+def _below_top(logits: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Logits less the row's largest, in double precision, some rows at a time."""
+    rows = max(_CHUNK_SIZE // logits.shape[1], 1)
+    for start in range(0, len(logits), rows):
+        part = slice(start, start + rows)
+        chunk = logits[part].astype(float)
+        yield part, chunk - chunk.max(axis=1, keepdims=True)
+
+
+def _gamma(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    total = 0.0
+    for part, below in _below_top(logits):
+        with np.errstate(over="ignore"):  # of the division, to −∞
+            powers = np.exp(below / temperature)
+        wrong = powers.copy()
+        wrong[np.arange(len(wrong)), labels[part]] = 0.0  # 1 − p_y would lose small values
+        total += float((wrong.sum(axis=1) / powers.sum(axis=1)).sum())
+    num_examples, num_classes = logits.shape
+    return total / num_examples * num_classes / (num_classes - 1)
+
+
+def _extreme_temperatures(logits: np.ndarray) -> tuple[float, float]:
+    """A temperature below which exponentials underflow, and one of the size of the logits' widest row."""
+    smallest, widest = np.inf, 0.0
+    for _, below in _below_top(logits):
+        smallest = min(smallest, np.min(-below, where=below < 0, initial=np.inf))
+        widest = max(widest, -below.min())
+    return max(smallest / 750, np.finfo(float).tiny), max(widest, np.finfo(float).tiny)

@@ -1,0 +1,325 @@
+"""Distillation at equal softness, claims C8 to C12, with fully connected networks.
+
+    python recipes/distill.py            # scikit-learn's handwritten digits, a few minutes, no download
+    python recipes/distill.py fashion    # Fashion-MNIST, hours on two cores
+    python recipes/distill.py paper      # MNIST with the network of appendix A.5
+
+The curves of Figure 5 and Figure 6 and the four networks of appendix A.5, over several seeds: teachers with hard and
+with smoothed targets, and students that learn from each, or from smoothed labels, at the same equivalent smoothing γ.
+`paper.py` runs this together with the claims about representations and calibration. What is finished is reused.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ls_keras import distillation, experiment, plots, report
+from ls_keras.data import Data
+from ls_keras.report import Verdict
+
+import analyse
+import mnist_mlp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is compared; all of it was fixed before any network was trained."""
+
+    networks: str = "digits"
+    """size of `mnist_mlp.py` that is trained"""
+    seeds: int = 5
+    """networks trained for each point, with seeds 0, 1, …"""
+    alpha: float = 0.1
+    """the α of C11 and C12 [A.5]"""
+    best_alpha: float = 0.6
+    """the α up to which teachers improve (C8) [section 4]"""
+    distilled: tuple[float, ...] = (0.1, 0.3, 0.6)
+    """the α of the teachers whose students C9 and C10 compare"""
+    student_units: tuple[int, ...] = (50, 50)
+    """hidden layers of these students, a weaker network than the teacher as in Figure 5"""
+    accuracy_margin: float = 0.01
+    """difference in accuracy that counts as none (C10a)"""
+
+
+SIZES = {
+    "digits": Config(),
+    "fashion": Config(networks="fashion"),
+    "paper": Config(networks="paper", student_units=(800, 800)),
+    "smoke": Config(networks="smoke", seeds=2, best_alpha=0.1, distilled=(0.1,), student_units=(8, 8)),
+}
+
+
+def load_data(config: Config, data_dir: Path | None = None) -> Data:
+    """Give the data that all networks share."""
+    return mnist_mlp.load_data(mnist_mlp.SIZES[config.networks], data_dir)
+
+
+def find(config: Config, where: experiment.Where, train: experiment.Train) -> analyse.Findings:
+    """Train what is missing, judge the claims, and draw Figures 5 and 6."""
+    data = load_data(config, where.data_dir)
+    teachers = train_teachers(config, train)
+    students, gamma = train_students(config, teachers, data, train)
+    pairs = train_mnist_pairs(config, teachers, train)
+    hard, smoothed = information(teachers[0.0]), information(teachers[config.alpha])
+    by_alpha = {alpha: np.array([analyse.accuracy(run) for run in runs]) for alpha, runs in teachers.items()}
+    verdicts = judge_distillation(config, by_alpha, students, pairs) + judge_information(config, hard, smoothed)
+    num_observed = 2 * min(300, *(int((data.labels("train") == label).sum()) for label in analyse.OBSERVED_PAIR))
+    softness = gamma.mean(axis=1)
+    figure_5 = plots.distillation_figure(
+        teacher=plots.SeedCurve("teacher", np.array(list(by_alpha)), np.array(list(by_alpha.values()))),
+        baseline=plots.SeedCurve("student, smoothed labels", softness, students["smoothing"]),
+        hard_teacher=plots.SeedCurve("student of the hard-target teacher", softness, students["hard"]),
+        smoothed_teacher=plots.SeedCurve("student of the smoothed teacher", softness, students["smoothed"]),
+    )
+    curves = [
+        _information_curve("hard targets", hard),
+        _information_curve(f"label smoothing, α = {config.alpha:g}", smoothed),
+    ]
+    return analyse.Findings(
+        verdicts,
+        {
+            "figure_5": report.Illustration(
+                figure_5,
+                f"Mean, least and greatest accuracy over {config.seeds} seeds; students of one column learn from "
+                "equally soft targets.",
+                "Accuracy over equivalent smoothing, four curves.",
+            ),
+            "figure_6": report.Illustration(
+                plots.information_figure(curves, num_observed),
+                f"Mutual information between training examples of classes {analyse.OBSERVED_PAIR[0]} and "
+                f"{analyse.OBSERVED_PAIR[1]} and the difference of their logits: mean over {config.seeds} seeds, between"
+                " a lower bound from fresh draws and the upward-biased estimate from the same draws.",
+                "Mutual information over training steps, two curves with bands.",
+            ),
+        },
+        [accuracy_table(config, by_alpha, students, gamma, pairs)],
+    )
+
+
+def train_teachers(config: Config, train: experiment.Train) -> dict[float, list[experiment.Run]]:
+    """Return the networks with hard and smoothed targets, by α and seed."""
+    base = mnist_mlp.SIZES[config.networks]
+    alphas = sorted({0.0, config.alpha, config.best_alpha, *config.distilled})
+    points = [(alpha, seed) for alpha in alphas for seed in range(config.seeds)]
+    configs = [dataclasses.replace(base, alpha=alpha, seed=seed) for alpha, seed in points]
+    runs = train(mnist_mlp.run, configs, size=config.networks, what="teachers")
+    return {alpha: runs[at * config.seeds : (at + 1) * config.seeds] for at, alpha in enumerate(alphas)}
+
+
+def train_students(
+    config: Config, teachers: dict[float, list[experiment.Run]], data: Data, train: experiment.Train
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return students' accuracies [α, seed] of three kinds at equal softness, and that softness γ [α, seed].
+
+    γ is the smoothed teacher's at T = 1. The hard-target teacher is heated until it is as soft, and students without
+    a teacher learn from labels smoothed by α = γ; all else is equal [A.1: β = 1, the student's temperature 1].
+    """
+    base = dataclasses.replace(
+        mnist_mlp.SIZES[config.networks], units=config.student_units, match="probabilities", beta=1.0, observe_every=0
+    )
+    labels = data.labels("train")
+
+    def logits(run: experiment.Run) -> np.ndarray:
+        teacher = distillation.load_teacher(run.saved_model, data.num_classes, data.input_shape)
+        return distillation.teacher_logits(teacher, data)
+
+    hard = [logits(run) for run in teachers[0.0]]
+    gamma = np.array(
+        [[distillation.equivalent_smoothing(logits(r), labels) for r in teachers[alpha]] for alpha in config.distilled]
+    ).round(4)
+    configs: dict[str, list[mnist_mlp.Config]] = {"smoothing": [], "hard": [], "smoothed": []}
+    for row, alpha in enumerate(config.distilled):
+        for seed in range(config.seeds):
+            softness = float(gamma[row, seed])
+            temperature = round(distillation.matching_temperature(hard[seed], labels, softness), 4)
+            own = dataclasses.replace(base, alpha=0.0, seed=seed)
+            of_hard, of_smoothed = teachers[0.0][seed].saved_model, teachers[alpha][seed].saved_model
+            configs["smoothing"].append(dataclasses.replace(own, alpha=softness))
+            configs["hard"].append(dataclasses.replace(own, teacher=of_hard, temperature=temperature))
+            configs["smoothed"].append(dataclasses.replace(own, teacher=of_smoothed))
+    accuracies = {
+        kind: np.array(
+            [analyse.accuracy(r) for r in train(mnist_mlp.run, each, size=config.networks, what=f"students, {kind}")]
+        )
+        for kind, each in configs.items()
+    }
+    return {kind: values.reshape(gamma.shape) for kind, values in accuracies.items()}, gamma
+
+
+def train_mnist_pairs(
+    config: Config, teachers: dict[float, list[experiment.Run]], train: experiment.Train
+) -> dict[str, np.ndarray]:
+    """Return accuracies [seed] of the four networks of A.5: a dropout and a smoothed teacher and their students."""
+    base = dataclasses.replace(mnist_mlp.SIZES[config.networks], alpha=0.0, observe_every=0)
+    dropout = mnist_mlp.SIZES["dropout"]
+    seeds = range(config.seeds)
+    regularised = [
+        dataclasses.replace(
+            base,
+            input_dropout=dropout.input_dropout,
+            dropout=dropout.dropout,
+            max_norm=dropout.max_norm,
+            seed=seed,
+        )
+        for seed in seeds
+    ]
+    runs = {"dropout": train(mnist_mlp.run, regularised, size=config.networks, what="dropout teachers")}
+    runs["smoothed"] = teachers[config.alpha]
+    units = tuple(2 * width // 3 for width in base.units)  # 800 of 1200 in A.5
+    for kind in ("dropout", "smoothed"):
+        students = [
+            dataclasses.replace(base, units=units, shift=0, teacher=runs[kind][seed].saved_model, seed=seed)
+            for seed in seeds
+        ]
+        what = f"students of {kind} teachers"
+        runs[f"student of {kind}"] = train(mnist_mlp.run, students, size=config.networks, what=what)
+    return {kind: np.array([analyse.accuracy(run) for run in runs[kind]]) for kind in runs}
+
+
+def information(runs: Sequence[experiment.Run]) -> dict[str, np.ndarray]:
+    """Return steps [P] and mutual information [seed, P] in nats through training: estimate, low and high."""
+    histories = [run.history() for run in runs]
+    seen = ~np.isnan(histories[0]["information"])
+    names = ("information", "information_low", "information_high")
+    return {"steps": histories[0]["step"][seen], **{n: np.array([h[n][seen] for h in histories]) for n in names}}
+
+
+def judge_distillation(
+    config: Config,
+    by_alpha: dict[float, np.ndarray],
+    students: dict[str, np.ndarray],
+    pairs: dict[str, np.ndarray],
+) -> list[Verdict]:
+    """Return the verdicts on claims C8 to C11."""
+    mean = {kind: values.mean(axis=0) for kind, values in students.items()}
+    at = "held-out accuracy, mean over γ of " + ", ".join(f"α = {alpha:g}" for alpha in config.distilled)
+    return [
+        report.paired_verdict(
+            "C8",
+            f"Teachers improve with smoothing up to α = {config.best_alpha:g}.",
+            f"held-out accuracy, α = {config.best_alpha:g} − hard targets",
+            by_alpha[config.best_alpha] - by_alpha[0.0],
+        ),
+        report.paired_verdict(
+            "C9",
+            "Students of hard-target teachers beat students that learn from smoothed labels.",
+            f"{at}; student of the heated hard-target teacher − smoothing, at equal γ",
+            mean["hard"] - mean["smoothing"],
+        ),
+        report.equivalence_verdict(
+            "C10a",
+            "Students of smoothed teachers are no better than students that learn from smoothed labels.",
+            f"{at}; smoothing − student of the smoothed teacher, at equal γ",
+            mean["smoothing"] - mean["smoothed"],
+            config.accuracy_margin,
+        ),
+        report.paired_verdict(
+            "C10b",
+            "A hard-target teacher makes better students than a smoothed one.",
+            f"{at}; student of the heated hard-target teacher − student of the smoothed one, at equal γ",
+            mean["hard"] - mean["smoothed"],
+        ),
+        report.paired_verdict(
+            "C11a",
+            "The smoothed teacher is better than the dropout teacher (A.5).",
+            f"held-out accuracy, teacher with α = {config.alpha:g} − teacher with dropout",
+            pairs["smoothed"] - pairs["dropout"],
+            paper="0.59 and 0.67 % errors on MNIST",
+        ),
+        report.paired_verdict(
+            "C11b",
+            "The smoothed teacher's student is worse (A.5).",
+            "held-out accuracy, student of the dropout teacher − student of the smoothed teacher",
+            pairs["student of dropout"] - pairs["student of smoothed"],
+            paper="0.74 and 0.91 % errors on MNIST",
+        ),
+    ]
+
+
+def judge_information(config: Config, hard: dict[str, np.ndarray], smoothed: dict[str, np.ndarray]) -> list[Verdict]:
+    """Return the verdicts on claim C12.
+
+    The peak of one seed is where the mean of the other seeds peaks: the greatest of noisy values would always lie
+    above the last one.
+    """
+    values = smoothed["information"]
+    others = (values.sum(axis=0) - values) / (len(values) - 1)
+    peak = values[np.arange(len(values)), others.argmax(axis=1)]
+    bracket = "from the network's 20 draws of each example, nats"
+    return [
+        report.paired_verdict(
+            "C12a",
+            "With smoothing, mutual information between examples and logits rises at first.",
+            f"peak − start of training, α = {config.alpha:g}, {bracket}",
+            peak - values[:, 0],
+        ),
+        report.paired_verdict(
+            "C12b",
+            "With smoothing, mutual information falls later in training.",
+            f"peak − end of training, α = {config.alpha:g}, {bracket}",
+            peak - values[:, -1],
+        ),
+        report.paired_verdict(
+            "C12c",
+            "At the end of training smoothing leaves less mutual information than hard targets.",
+            f"hard targets − α = {config.alpha:g}, end of training, {bracket}",
+            hard["information"][:, -1] - values[:, -1],
+        ),
+    ]
+
+
+def _information_curve(name: str, seen: dict[str, np.ndarray]) -> plots.InformationCurve:
+    # Of few examples the bound from fresh draws can come out above the estimate: both are noisy.
+    three = np.stack([seen[key].mean(axis=0) for key in ("information", "information_low", "information_high")])
+    return plots.InformationCurve(name, seen["steps"], three[0], three.min(axis=0), three.max(axis=0))
+
+
+def accuracy_table(
+    config: Config,
+    teachers: dict[float, np.ndarray],
+    students: dict[str, np.ndarray],
+    gamma: np.ndarray,
+    pairs: dict[str, np.ndarray],
+) -> report.Table:
+    """Set every network's accuracy and 95 % interval over the seeds."""
+    rows = [[f"teacher, α = {alpha:g}", f"{alpha:g}", analyse.interval(teachers[alpha])] for alpha in teachers]
+    names = {"smoothing": "smoothed labels", "hard": "hard-target teacher", "smoothed": "smoothed teacher"}
+    rows += [
+        [f"student, {names[kind]}", f"{gamma[row].mean():.3f}", analyse.interval(students[kind][row])]
+        for kind in students
+        for row in range(len(config.distilled))
+    ]
+    rows += [[f"A.5: {kind}", "", analyse.interval(values)] for kind, values in pairs.items()]
+    return report.Table(
+        f"Accuracy: mean and 95 % interval over {config.seeds} seeds.", ["network", "γ", "accuracy"], rows
+    )
+
+
+def check_networks(networks: str, seeds: int) -> None:
+    """Refuse a size that `mnist_mlp.py` has not, or too few seeds for an interval."""
+    if networks not in mnist_mlp.SIZES:
+        raise ValueError(f"networks must be one of {', '.join(mnist_mlp.SIZES)}; received {networks!r}.")
+    if seeds < 2:
+        raise ValueError(f"an interval needs at least 2 seeds; received {seeds}.")
+
+
+def run(config: Config, *, size: str, where: experiment.Where | None = None) -> list[Verdict]:
+    """Run the distillation claims alone and write their page."""
+    where = where or experiment.Where()
+    check_networks(config.networks, config.seeds)
+    with experiment.workers(where) as train:
+        findings = find(config, where, train)
+    return analyse.publish(
+        findings,
+        where.workdir / "distill" / experiment.label(config, size, SIZES),
+        title="What smoothing erases",
+        lead="The claims of Müller, Kornblith and Hinton (2019) about distillation and mutual information, tested with "
+        f"fully connected networks ({config.networks}).",
+        made_how=analyse.made_how(Intervals="95 %, Student's t over differences paired by seed"),
+    )
+
+
+if __name__ == "__main__":
+    experiment.main(__doc__, SIZES, run)

@@ -1,0 +1,520 @@
+"""A run that nothing disturbed is the oracle for those that were killed, distributed or short of disk space."""
+
+import csv
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from ls_keras import experiment, files
+from ls_keras.analysis import Probe
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_recipe
+from scipy import special
+
+ROOT = Path(__file__).parents[1]
+CONFIG = tiny_recipe.Config()
+PLAIN = tiny_recipe.SIZES["plain"]  # without dropout, whose masks depend on the number of replicas
+
+REPLICAS = """
+import sys
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from ls_keras.experiment import Where
+import tiny_recipe
+tiny_recipe.run(tiny_recipe.SIZES["plain"], size="plain", where=Where(workdir=sys.argv[1], strategy="mirrored"))
+"""
+KILLED = """
+import os, signal, sys
+import numpy as np
+from ls_keras.experiment import Where
+import tiny_recipe
+real, checkpoints = np.savez, []
+def killed(path, *arrays, **named):
+    checkpoints.append(path)
+    if len(checkpoints) == 3:
+        path.write_bytes(b"half of a checkpoint")
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(path, *arrays, **named)
+np.savez = killed
+tiny_recipe.run(tiny_recipe.Config(), where=Where(workdir=sys.argv[1]))
+"""
+
+
+def run(workdir, config=CONFIG, *, size="small", quiet=True, **where):
+    return tiny_recipe.run(config, size=size, where=experiment.Where(workdir=workdir, quiet=quiet, **where))
+
+
+def everything_in(folder):
+    """Contents of a run's files, by path; times and TensorFlow's random names are left out."""
+    contents = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_file() and not name.startswith("tensorboard") and "saved_model" not in name:
+            contents[name] = path.read_bytes()
+    metrics = json.loads(contents.pop("metrics.json"))
+    assert metrics.pop("seconds") >= 0
+    loaded = tf.saved_model.load(str(folder / "saved_model"))
+    return contents | {"metrics": metrics, "variables": [variable.numpy().tobytes() for variable in loaded.variables]}
+
+
+def history(folder):
+    with (folder / "history.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def history_array(folder):
+    return np.array([list(row.values()) for row in history(folder)])
+
+
+def start(*command, **environment):
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("TF_CONFIG", "TPU_NAME")},
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "CUDA_VISIBLE_DEVICES": "-1",
+        **environment,
+    }
+    return subprocess.Popen(
+        [sys.executable, *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Runs in processes of their own, each with a workdir, all at work while the first tests run here."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in (one, two)]
+    started = {
+        f"worker {index}": start(
+            ROOT / "tests" / "tiny_recipe.py", "plain", "--strategy", "multi-worker",
+            "--workdir", folder / f"worker {index}",
+            TF_CONFIG=json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}),
+        )
+        for index in range(2)
+    }  # fmt: skip
+    started |= {name: start("-c", code, folder / name) for name, code in (("killed", KILLED), ("mirrored", REPLICAS))}
+
+    def finished(name, status=0):
+        output = started[name].communicate(timeout=240)[0].decode()
+        assert started[name].returncode == status, output[-4000:]
+        return folder / name
+
+    yield finished
+    for process in started.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(processes, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("undisturbed"))
+
+
+@contextmanager
+def failing_writes(limit):
+    """Let the system refuse files longer than `limit` bytes, to Python and to TensorFlow, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# --- What a finished folder holds
+
+
+def test_a_finished_folder_holds_the_record_and_nothing_temporary(undisturbed):
+    assert undisturbed.folder.parts[-2:] == ("tiny", "small")
+    names = {"config.json", "history.csv", "metrics.json", "saved_model", "tensorboard"}
+    assert {path.name for path in undisturbed.folder.iterdir()} == names
+    record = json.loads((undisturbed.folder / "config.json").read_text())
+    assert record["config"] == {**dataclasses.asdict(CONFIG), "units": [16, 12]}
+    assert (record["recipe"], record["size"], record["precision"]) == ("tiny", "small", "float32")
+    assert record["versions"]["keras"] == keras.__version__
+    assert record["devices"].startswith("1 replica")
+
+
+def test_history_and_metrics_have_a_row_and_a_split_each(undisturbed):
+    rows = history(undisturbed.folder)
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert set(rows[0]) == {"step"} | {f"{p}{m}" for p in ("", "val_") for m in ("loss", "accuracy", "nll", "ece")}
+    text = (undisturbed.folder / "history.csv").read_text()
+    assert max(len(value.lstrip("0.").replace(".", "")) for value in text.replace("\n", ",").split(",")[9:-1]) <= 7
+    assert undisturbed.metrics == json.loads((undisturbed.folder / "metrics.json").read_text())
+    assert undisturbed.metrics["steps"] == 12
+    assert set(undisturbed.metrics["test"]) == {"accuracy", "nll", "ece"}
+    assert undisturbed.metrics["held_out"]["nll"] == rows[-1]["val_nll"]
+
+
+@pytest.mark.parametrize("split", ["held_out", "test"])
+def test_metrics_are_those_of_the_exported_network(undisturbed, split):
+    """Accuracy and NLL by NumPy and SciPy from the SavedModel's logits."""
+    images = tiny_recipe.load_data(CONFIG)
+    collected = Probe(undisturbed.saved_model).collect(images.evaluation(split, 64))
+    assert len(collected.labels) == len(images.labels(split))
+    nll = -special.log_softmax(collected.logits, axis=1)[np.arange(len(collected.labels)), collected.labels].mean()
+    np.testing.assert_allclose(undisturbed.metrics[split]["nll"], nll, rtol=1e-5)
+    accuracy = np.mean(collected.logits.argmax(axis=1) == collected.labels)
+    np.testing.assert_allclose(undisturbed.metrics[split]["accuracy"], accuracy, atol=1e-6)
+
+
+def test_tensorboard_shows_the_history(undisturbed):
+    (events,) = (undisturbed.folder / "tensorboard").iterdir()
+    seen = {}
+    for record in tf.data.TFRecordDataset(str(events)).as_numpy_iterator():
+        event = tf.compat.v1.Event.FromString(record)
+        for value in event.summary.value:
+            seen[event.step, value.tag] = float(tf.make_ndarray(value.tensor))
+    for row in history(undisturbed.folder):
+        for name, value in row.items():
+            assert seen.pop((int(row["step"]), name)) == pytest.approx(value, rel=1e-6)
+    assert not seen
+
+
+def test_a_finished_folder_is_reused(undisturbed, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.folder.rglob("*")}
+    monkeypatch.setattr(tiny_recipe, "load_data", None)
+    again = run(undisturbed.folder.parents[1], quiet=False)
+    assert again == undisturbed
+    assert capsys.readouterr().out == f"{undisturbed.folder}: finished before, reused\n"
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.folder.rglob("*")} == before
+
+
+# --- The same again, whatever happens
+
+
+def test_a_second_run_gives_the_same_bytes_whatever_ran_before(undisturbed, tmp_path, capsys):
+    keras.layers.Dense(3)(np.ones((2, 2)))
+    tf.random.normal([3])
+    assert everything_in(run(tmp_path).folder) == everything_in(undisturbed.folder)
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_a_run_killed_while_it_wrote_a_checkpoint_ends_in_the_same_bytes(undisturbed, processes, capsys):
+    workdir = processes("killed", status=-signal.SIGKILL)
+    folder = workdir / "tiny" / "small"
+    with np.load(folder / "checkpoints" / "last.npz") as checkpoint:
+        assert [row["step"] for row in json.loads(str(checkpoint["history"]))] == [3, 6]
+    assert not (folder / "metrics.json").exists()
+    resumed = run(workdir, quiet=False)
+    assert f"{folder}: going on from step 6" in capsys.readouterr().out
+    assert everything_in(resumed.folder) == everything_in(undisturbed.folder)
+
+
+def interrupt_at(monkeypatch, checkpoint):
+    """Press control-C as a checkpoint begins."""
+    real, begun = np.savez, []
+
+    def savez(*args, **kwargs):
+        begun.append(args)
+        if len(begun) == checkpoint:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(np, "savez", savez)
+
+
+def test_an_interrupted_run_keeps_its_checkpoint_and_says_so(undisturbed, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 4)
+    with pytest.raises(SystemExit, match="interrupted; .* goes on from the last checkpoint"), experiment.messages():
+        run(tmp_path)
+    assert {path.name for path in (tmp_path / "tiny" / "small" / "checkpoints").iterdir()} == {"last.npz"}
+    assert everything_in(run(tmp_path).folder) == everything_in(undisturbed.folder)
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "saved_model"])
+def test_a_full_disk_leaves_no_half_files_and_the_run_goes_on_later(undisturbed, tmp_path, place):
+    sizes = {
+        "checkpoint": (undisturbed.folder / "config.json").stat().st_size,
+        "saved_model": (undisturbed.saved_model / "saved_model.pb").stat().st_size,
+    }
+    # The largest file by then is larger than the limit, all before are smaller.
+    limit = {"checkpoint": 2 * sizes["checkpoint"], "saved_model": sizes["saved_model"] // 2}[place]
+    expected = {"checkpoint": "can no longer be written .File too large", "saved_model": "saved_model cannot be writ"}
+    with pytest.raises(OSError, match=expected[place]), failing_writes(limit):
+        run(tmp_path)
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
+    # A run without a checkpoint is none; one with all checkpoints only lacks its end.
+    assert left == {"checkpoint": set(), "saved_model": {"config.json", "history.csv", "last.npz"}}[place]
+    assert everything_in(run(tmp_path).folder) == everything_in(undisturbed.folder)
+
+
+@pytest.fixture(scope="module")
+def plain(processes, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("plain"), PLAIN, size="plain")
+
+
+@pytest.mark.parametrize("name", ["mirrored", "worker 0"])
+def test_two_replicas_and_two_workers_run_as_one_device(plain, processes, name):
+    folder = processes(name) / "tiny" / "plain"
+    np.testing.assert_allclose(history_array(folder), history_array(plain.folder), rtol=1e-5, atol=1e-5)
+    assert json.loads((folder / "config.json").read_text())["devices"].startswith("2 replicas")
+    ours, theirs = (Probe(path / "saved_model") for path in (plain.folder, folder))
+    np.testing.assert_allclose(theirs.kernel, ours.kernel, rtol=1e-4, atol=1e-6)
+    x = tiny_recipe.load_data(PLAIN).images("test")[:7] / np.float32(255)
+    np.testing.assert_allclose(theirs.serve(x), ours.serve(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_chief_alone_writes(processes):
+    assert not processes("worker 1").exists()
+
+
+def test_mixed_precision_trains_exports_and_leaves_the_policy_alone(plain, tmp_path):
+    before = keras.config.dtype_policy()
+    mixed = run(tmp_path, PLAIN, size="plain", precision="mixed_bfloat16")
+    assert keras.config.dtype_policy() == before
+    assert json.loads((mixed.folder / "config.json").read_text())["precision"] == "mixed_bfloat16"
+    probe = Probe(mixed.saved_model)
+    images = tiny_recipe.load_data(PLAIN)
+    collected = probe.collect(images.evaluation("test", 100))  # checks the affine contract
+    assert collected.logits.dtype == probe.kernel.dtype == np.float32
+    # bfloat16 keeps 8 bits, so the losses agree to about 2^-8 per step and are not equal.
+    np.testing.assert_allclose(history_array(mixed.folder)[:, -1], history_array(plain.folder)[:, -1], rtol=0.02)
+    assert history(mixed.folder) != history(plain.folder)
+    with pytest.raises(ValueError, match="precision is 'mixed_bfloat16' there and 'float32' here"):
+        run(tmp_path, PLAIN, size="plain")
+
+
+# --- What is refused
+
+
+def test_a_folder_with_another_config_is_refused_by_the_field_that_differs(undisturbed, tmp_path):
+    folder = tmp_path / "tiny" / "small"
+    folder.mkdir(parents=True)
+    record = json.loads((undisturbed.folder / "config.json").read_text())
+    record["config"]["alpha"] = 0.3
+    record["config"]["forgotten"] = 1
+    (folder / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"another run: alpha is 0\.3 there and 0\.1 here, forgotten is 1 there.*None"):
+        run(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {"config.json"}
+
+
+@pytest.mark.parametrize("content", ['{"recipe": "ti', "[]", "\xff"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_a_damaged_record_is_named(undisturbed, tmp_path, name, content):
+    folder = tmp_path / "tiny" / "small"
+    folder.mkdir(parents=True)
+    shutil.copy(undisturbed.folder / "config.json", folder)
+    (folder / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name} is damaged .*Remove .*small to run again"):
+        run(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named_and_kept(undisturbed, tmp_path):
+    folder = tmp_path / "tiny" / "small"
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(undisturbed.folder / "config.json", folder)
+    (folder / "checkpoints" / "last.npz").write_bytes(b"PK\x03\x04 truncated")
+    with pytest.raises(ValueError, match=r"last\.npz is damaged .*Remove it, and the run starts from step 0"):
+        run(tmp_path)
+    assert (folder / "checkpoints" / "last.npz").exists()
+
+
+def test_a_folder_with_other_files_is_neither_filled_nor_emptied(tmp_path):
+    (tmp_path / "tiny" / "small").mkdir(parents=True)
+    (tmp_path / "tiny" / "small" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"no config\.json but holds thesis\.tex"):
+        run(tmp_path)
+    assert (tmp_path / "tiny" / "small" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [("load_data", FileNotFoundError("no images")), ("build_model", ValueError("no such depth"))],
+)
+def test_a_run_that_fails_early_leaves_nothing_behind(tmp_path, monkeypatch, part, problem):
+    def fail(*args):
+        raise problem
+
+    monkeypatch.setattr(tiny_recipe, part, fail)
+    (tmp_path / "kept").mkdir()
+    for workdir in (tmp_path / "new" / "newer", tmp_path / "kept"):
+        with pytest.raises(type(problem), match=str(problem)):
+            run(workdir)
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
+
+
+@pytest.mark.parametrize("evaluate_every", [3, 1])
+def test_a_diverging_run_stops_with_causes_and_leaves_nothing(tmp_path, evaluate_every):
+    """After one step the training loss is still that of the initial weights: then held-out data tell."""
+    config = dataclasses.replace(CONFIG, learning_rate=1e30, evaluate_every=evaluate_every)
+    with pytest.raises(FloatingPointError, match=rf"loss is (nan|inf) by step {evaluate_every}\..*learning rate"):
+        run(tmp_path, config)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file/below/tiny/small cannot be written \(Not a directory\).*--workdir"):
+        run(tmp_path / "file" / "below")
+
+    def read_only(path, content):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(files, "replace", read_only)
+    with pytest.raises(OSError, match=r"small cannot be written \(Read-only file system\)"):
+        run(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 10}, "`steps` must be a multiple of `evaluate_every`; received 10 and 3"),
+        ({"steps": 0}, "`steps` must be at least 1; received 0"),
+        ({"batch_size": -1}, "`batch_size` must be at least 1; received -1"),
+        ({"evaluate_every": 0}, "`evaluate_every` must be at least 1; received 0"),
+        ({"alpha": 1.0}, "alpha"),
+        ({"seed": -1}, "`seed` must be between 0 and .*; received -1"),
+    ],
+)
+def test_bad_configs_are_refused_and_leave_nothing(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, dataclasses.replace(CONFIG, **changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_sizes_are_refused_with_a_guess(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown size 'smal'; known: small, plain\. Perhaps you meant 'small'\?"):
+        run(tmp_path, size="smal")
+
+
+def test_messages_end_the_process_with_one_line():
+    with pytest.raises(SystemExit, match=r"^error: too large \(--traceback shows where\)$"), experiment.messages():
+        raise ValueError("too large")
+    with pytest.raises(ValueError, match="too large"), experiment.messages(traceback=True):
+        raise ValueError("too large")
+
+
+# --- Names
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "expected"),
+    [
+        ({}, "small", "small"),
+        ({"seed": 3, "alpha": 0.0}, "small", "small-alpha=0.0-seed=3"),
+        ({"units": (8, 4)}, "small", "small-units=8x4"),
+        ({"dropout": 0.0}, "plain", "plain"),
+        ({}, "plain", "plain-dropout=0.3"),
+    ],
+)
+def test_folders_are_named_by_size_and_differing_fields_seed_last(changes, size, expected):
+    assert experiment.label(dataclasses.replace(CONFIG, **changes), size, tiny_recipe.SIZES) == expected
+
+
+def test_folder_names_stay_within_their_folder():
+    @dataclasses.dataclass(frozen=True)
+    class Named:
+        file: str = "a"
+
+    assert experiment.label(Named("../b c"), "small", {"small": Named()}) == "small-file=.._bc"
+
+
+def test_the_revision_is_that_of_a_checkout_and_never_of_a_repository_around_it(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    revision = experiment._revision(tmp_path)
+    assert len(revision) >= 7
+    assert head.startswith(revision)
+    (tmp_path / "site-packages").mkdir()
+    assert experiment._revision(tmp_path / "site-packages") is None
+    monkeypatch.setenv("PATH", "")
+    assert experiment._revision(tmp_path) is None
+
+
+# --- Export
+
+
+def network(*, inputs=5, use_bias=True, activation=None, name="logits", between=None, dtype=None):
+    keras.utils.set_random_seed(0)
+    x = keras.Input((inputs,))
+    penultimate = keras.layers.Dense(4, name="penultimate", dtype=dtype)(x)
+    after = between(penultimate) if between else penultimate
+    logits = keras.layers.Dense(3, activation=activation, use_bias=use_bias, name=name, dtype=dtype)(after)
+    return keras.Model(x, logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16", "float64"])
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_an_export_serves_any_batch_size_without_keras(tmp_path, use_bias, dtype):
+    model = network(use_bias=use_bias, between=keras.layers.Dropout(0.5), dtype=dtype)
+    experiment.export(model, tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    probe = Probe(tmp_path / "model")
+    tolerance = 1e-6 if dtype in ("float32", "float64") else 2**-6
+    for rows in (1, 7):
+        x = np.random.default_rng(rows).normal(size=(rows, 5)).astype("float32")
+        penultimate, logits = probe.probe(x)
+        np.testing.assert_array_equal(probe.serve(x), logits)
+        np.testing.assert_allclose(logits, model(x), rtol=1e-6, atol=1e-6)
+        terms = np.abs(penultimate) @ np.abs(probe.kernel) + np.abs(probe.bias)
+        assert np.all(np.abs(penultimate @ probe.kernel + probe.bias - logits) <= tolerance * terms)
+    if not use_bias:
+        np.testing.assert_array_equal(probe.bias, np.zeros(3))
+
+
+def test_an_export_replaces_an_older_one(tmp_path):
+    for seed_of_bias in (1.0, 2.0):
+        model = network()
+        model.get_layer("logits").bias.assign([seed_of_bias] * 3)
+        experiment.export(model, tmp_path / "model")
+    np.testing.assert_array_equal(Probe(tmp_path / "model").bias, [2.0] * 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def two_inputs():
+    x, y = keras.Input((5,)), keras.Input((5,))
+    penultimate = keras.layers.Add(name="penultimate")([x, y])
+    return keras.Model([x, y], keras.layers.Dense(3, name="logits")(penultimate))
+
+
+def with_infinite_weights():
+    model = network()
+    model.get_layer("logits").bias.assign([np.inf, 0.0, 0.0])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: network(name="predictions"), r"Dense layer named `logits`; received .*predictions \(Dense\)"),
+        (lambda: network(activation="relu"), "without activation"),
+        (lambda: network(activation="softmax"), "without activation"),
+        (lambda: network(between=keras.layers.ReLU()), "directly on `penultimate`"),
+        (lambda: network(between=keras.layers.Rescaling(1.05)), "directly on `penultimate`"),
+        (with_infinite_weights, "must be finite"),
+        (two_inputs, "functional with one input"),
+    ],
+)
+def test_models_without_an_affine_last_layer_are_not_exported(tmp_path, build, message):
+    with pytest.raises(ValueError, match=message):
+        experiment.export(build(), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_says_what_it_trains_and_how_it_ended(tmp_path, capsys):
+    result = run(tmp_path, dataclasses.replace(CONFIG, steps=1, evaluate_every=1), quiet=False)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{result.folder}: 1 steps of 20 on 130 training examples, 1 replica")
+    assert last.startswith(f"{result.folder}: held-out: accuracy {result.metrics['held_out']['accuracy']:.4f}, ")

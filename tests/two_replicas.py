@@ -1,0 +1,84 @@
+"""Distil on one device and on two; write to the second argument how far weights moved, and where they came to.
+
+The first argument is the SavedModel of a teacher. Run by test_distillation.py in a process of its own, since
+TensorFlow fixes its devices once a process.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from ls_keras import distillation, distribution, losses
+
+import keras
+import numpy as np
+import tensorflow as tf
+from multi_worker import padded_batches, training_batches
+
+
+def dense(seed):
+    inputs = keras.Input((5,))
+    kernel = keras.initializers.RandomNormal(seed=seed)
+    return keras.Model(inputs, keras.layers.Dense(3, kernel_initializer=kernel, kernel_regularizer="l2")(inputs))
+
+
+def distance(before, after):
+    return float(np.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(before, after, strict=True))))
+
+
+def ours(strategy, teacher):
+    """Loss, validation loss and weights after four steps."""
+    with strategy.scope():
+        network = dense(1)
+        teacher = distillation.load_teacher(teacher or dense(2), 3, (5,))
+        model = distillation.Distiller(network.input, network.output, teacher=teacher)
+        model.compile(
+            keras.optimizers.SGD(0.5),
+            losses.DistillationLoss(beta=0.7, temperature=2.0),
+            weighted_metrics=["accuracy"],
+            steps_per_execution=2,
+        )
+        model.optimizer.build(model.trainable_variables)
+    before = model.get_weights()
+    history = model.fit(training_batches(), steps_per_epoch=4, validation_data=padded_batches(), verbose=0).history
+    state = [array.tolist() for array in distribution.get_state(model)]
+    return {"history": history, "state": state, "moved": distance(before, model.get_weights())}
+
+
+def theirs(strategy):
+    """How far keras.distillation moves the weights in one step, with a function as the student's loss."""
+
+    def crossentropy(y, logits):
+        return keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
+
+    with strategy.scope():
+        student = dense(1)
+        model = keras.distillation.Distiller(
+            dense(2),
+            student,
+            keras.distillation.LogitsDistillation(loss=keras.losses.KLDivergence()),
+            student_loss_weight=1.0,
+        )
+        model.compile(keras.optimizers.SGD(1.0), crossentropy, jit_compile=False)
+    before = student.get_weights()
+    x, y, _ = next(iter(training_batches()))
+    model.fit(tf.data.Dataset.from_tensors((x, y)), verbose=0, shuffle=False)
+    return distance(before, student.get_weights())
+
+
+def main(teacher, path):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    result = {}
+    for name in ("cpu", "mirrored"):
+        strategy = distribution.strategy(name)
+        result[name] = {"SavedModel": ours(strategy, teacher), "Keras model": ours(strategy, None)}
+        try:
+            result[name]["keras.distillation"] = theirs(strategy)
+        except Exception as error:
+            result[name]["keras.distillation"] = repr(error)
+    Path(path).write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
