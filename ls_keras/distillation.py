@@ -138,7 +138,7 @@ class Distiller(distribution.Model):
     loss is the same as in training; the student's own cross-entropy is `metrics.NegativeLogLikelihood`.
 
     Args:
-        inputs, outputs, name: The student, as for `keras.Model`; its output are logits `[n, num_classes]`.
+        inputs, outputs, name: The student, as for `keras.Model`; its outputs are logits `[n, num_classes]`.
         teacher: What `load_teacher` returned. It is neither trained nor saved with the student.
 
     Raises:
@@ -269,7 +269,8 @@ def matching_temperature(logits: np.ndarray, labels: np.ndarray, gamma: float) -
         T, to a relative error of about 1e-12.
 
     Raises:
-        ValueError: No temperature reaches γ*; the message says what is reached. Or as in `equivalent_smoothing`.
+        ValueError: No temperature, in steps of 2, reaches γ*: the message says what is reached. Or as in
+            `equivalent_smoothing`.
 
     Example:
         One example of two classes, the right logit ahead by 2: γ(T) = 2 / (1 + exp(2/T)), so γ* = 0.5 is reached at
@@ -283,20 +284,23 @@ def matching_temperature(logits: np.ndarray, labels: np.ndarray, gamma: float) -
         raise ValueError(
             f"`gamma` must be in (0, 1); received {gamma}. γ is 0 for hard targets and 1 for uniform ones."
         )
-    coldest, warmer = _extreme_temperatures(logits)
-    while (highest := _gamma(logits, labels, warmer)) < gamma:
-        warmer *= 2
-    colder, lowest = warmer / 2, highest
+    narrowest, widest = _gaps(logits)
+    # A row of K logits of which none is further than ln(1 + K(1 − γ)/γ) from another is at least as soft as γ,
+    # whatever its label. Twice that, so that rounding cannot lose the crossing.
+    num_classes = logits.shape[1]
+    warmer = max(2 * widest / np.log1p(num_classes * (1 - gamma) / gamma), np.finfo(float).tiny)
+    coldest = max(narrowest / 750, np.finfo(float).tiny)  # where exponentials of all gaps underflow
+    colder, lowest = warmer / 2, np.inf
     while (reached := _gamma(logits, labels, colder)) >= gamma:
         lowest = min(lowest, reached)
         if colder < coldest:
             raise ValueError(
-                f"No temperature makes the teacher as hard as γ = {gamma}: its γ(T) comes down to {lowest:.6g}, and "
-                f"tends to {reached:.6g}, the error rate times K/(K − 1), at T → 0. Ask for more, below 1."
+                f"No temperature, in steps of 2, makes the teacher as hard as γ = {gamma}: γ(T) comes down to "
+                f"{lowest:.6g}, and tends to {reached:.6g}, the error rate times K/(K − 1), at T → 0. Ask for more, "
+                "below 1."
             )
         colder, warmer = colder / 2, colder
-    root = brentq(lambda t: _gamma(logits, labels, np.exp(t)) - gamma, np.log(colder), np.log(warmer), xtol=1e-13)
-    return float(np.exp(root))
+    return brentq(lambda t: _gamma(logits, labels, t) - gamma, colder, warmer, xtol=1e-13 * colder, rtol=1e-13)
 
 
 def _serve(path: Path) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -415,10 +419,10 @@ def _gamma(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
     return total / num_examples * num_classes / (num_classes - 1)
 
 
-def _extreme_temperatures(logits: np.ndarray) -> tuple[float, float]:
-    """A temperature below which exponentials underflow, and one of the size of the logits' widest row."""
-    smallest, widest = np.inf, 0.0
+def _gaps(logits: np.ndarray) -> tuple[float, float]:
+    """The smallest gap below a row's largest logit, infinite if there is none, and the widest row's range."""
+    narrowest, widest = np.inf, 0.0
     for _, below in _below_top(logits):
-        smallest = min(smallest, np.min(-below, where=below < 0, initial=np.inf))
+        narrowest = min(narrowest, np.min(-below, where=below < 0, initial=np.inf))
         widest = max(widest, -below.min())
-    return max(smallest / 750, np.finfo(float).tiny), max(widest, np.finfo(float).tiny)
+    return narrowest, widest

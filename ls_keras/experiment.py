@@ -45,8 +45,6 @@ _DIGITS = 7
 # What the disk says when a folder that could be written no longer can.
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
-write = files.replace
-
 
 class Config(Protocol):
     """The fields that `run` itself reads; a recipe's frozen dataclass has them and more."""
@@ -146,7 +144,8 @@ def main(description: str, sizes: Mapping[str, Config], run: Callable[..., Any])
 
 @contextlib.contextmanager
 def messages(traceback: bool = False) -> Iterator[None]:
-    """End the process with an error's message alone, unless its Python traceback is asked for."""
+    """Show a command's user what concerns him: an error's message without its Python traceback, no retracing notices."""
+    tf.get_logger().setLevel("ERROR")
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as problem:
@@ -324,11 +323,11 @@ def endpoints(model: keras.Model) -> Endpoints:
     x = model.inputs[0]
     both = keras.Model(x, {"penultimate": penultimate.output, "logits": logits.output})
 
-    @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")])
+    @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")], autograph=False)
     def probe(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.cast(value, tf.float32) for name, value in both(x, training=False).items()}
 
-    @tf.function(input_signature=[])
+    @tf.function(input_signature=[], autograph=False)
     def templates() -> dict[str, tf.Tensor]:
         bias = logits.bias if logits.use_bias else tf.zeros(logits.units)
         return {"kernel": tf.cast(logits.kernel, tf.float32), "bias": tf.cast(bias, tf.float32)}
@@ -650,6 +649,7 @@ def _counted(finished: Run, bar: tqdm) -> Run:
 def _one_thread() -> None:
     # Interrupted from the keyboard, workers end without a traceback each.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    tf.get_logger().setLevel("ERROR")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
 

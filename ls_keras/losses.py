@@ -232,9 +232,9 @@ class _FromTeacher(keras.losses.Loss):
                 f"[..., 1 + num_classes]; received targets {targets} and logits {logits}. A Distiller makes them "
                 "from labels."
             )
-        if isinstance(y_true, np.ndarray):
-            _check_host_labels(y_true[..., 0], y_pred)
-        return super().__call__(y_true, y_pred, sample_weight)
+        if isinstance(y_true, np.ndarray | list):
+            _check_host_labels(np.asarray(y_true)[..., 0], y_pred)
+        return super().__call__(ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred), sample_weight)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         # At the ends of β the other term is left out, and 0 times what may not be finite with it.

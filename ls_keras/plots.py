@@ -79,7 +79,7 @@ class SeedCurve:
 
     Args:
         name: what the legend calls it, for example "ResNet-56 teacher".
-        gamma: float [P], equivalent label smoothing γ of the targets, a fraction, increasing.
+        gamma: float [P], equivalent label smoothing γ of the targets, from 0 to K/(K − 1), increasing.
         accuracy: float [P, S], held-out accuracy, a fraction, one column per seed.
     """
 
@@ -608,7 +608,9 @@ def _check_seeds(curve: SeedCurve) -> None:
             f"curve {curve.name!r} needs accuracy [{len(gamma)}, seeds] for its {len(gamma)} values of γ, "
             f"got {accuracy.shape}"
         )
-    _check_fractions(curve.name, gamma, accuracy)
+    _check_fractions(curve.name, accuracy)
+    if not ((gamma >= 0) & (gamma <= 2)).all():  # K/(K − 1), of a teacher that is surely wrong, is at most 2
+        raise ValueError(f"curve {curve.name!r} must hold γ between 0 and K/(K − 1), got {gamma}")
 
 
 def _check_information(curves: Sequence[InformationCurve], num_examples: int) -> None:

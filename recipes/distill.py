@@ -10,7 +10,6 @@ with smoothed targets, and students that learn from each, or from smoothed label
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +61,9 @@ def find(config: Config, where: experiment.Where, train: experiment.Train) -> an
     teachers = train_teachers(config, train)
     students, gamma = train_students(config, teachers, data, train)
     pairs = train_mnist_pairs(config, teachers, train)
-    hard, smoothed = information(teachers[0.0]), information(teachers[config.alpha])
+    hard, smoothed = (analyse.information_through_training(teachers[alpha]) for alpha in (0.0, config.alpha))
     by_alpha = {alpha: np.array([analyse.accuracy(run) for run in runs]) for alpha, runs in teachers.items()}
     verdicts = judge_distillation(config, by_alpha, students, pairs) + judge_information(config, hard, smoothed)
-    num_observed = 2 * min(300, *(int((data.labels("train") == label).sum()) for label in analyse.OBSERVED_PAIR))
     softness = gamma.mean(axis=1)
     figure_5 = plots.distillation_figure(
         teacher=plots.SeedCurve("teacher", np.array(list(by_alpha)), np.array(list(by_alpha.values()))),
@@ -73,10 +71,6 @@ def find(config: Config, where: experiment.Where, train: experiment.Train) -> an
         hard_teacher=plots.SeedCurve("student of the hard-target teacher", softness, students["hard"]),
         smoothed_teacher=plots.SeedCurve("student of the smoothed teacher", softness, students["smoothed"]),
     )
-    curves = [
-        _information_curve("hard targets", hard),
-        _information_curve(f"label smoothing, α = {config.alpha:g}", smoothed),
-    ]
     return analyse.Findings(
         verdicts,
         {
@@ -86,12 +80,8 @@ def find(config: Config, where: experiment.Where, train: experiment.Train) -> an
                 "equally soft targets.",
                 "Accuracy over equivalent smoothing, four curves.",
             ),
-            "figure_6": report.Illustration(
-                plots.information_figure(curves, num_observed),
-                f"Mutual information between training examples of classes {analyse.OBSERVED_PAIR[0]} and "
-                f"{analyse.OBSERVED_PAIR[1]} and the difference of their logits: mean over {config.seeds} seeds, between"
-                " a lower bound from fresh draws and the upward-biased estimate from the same draws.",
-                "Mutual information over training steps, two curves with bands.",
+            "figure_6": analyse.information_figure(
+                {"hard targets": hard, f"label smoothing, α = {config.alpha:g}": smoothed}, data
             ),
         },
         [accuracy_table(config, by_alpha, students, gamma, pairs)],
@@ -167,23 +157,24 @@ def train_mnist_pairs(
     ]
     runs = {"dropout": train(mnist_mlp.run, regularised, size=config.networks, what="dropout teachers")}
     runs["smoothed"] = teachers[config.alpha]
+    student = mnist_mlp.SIZES["student"]
+    rate = base.learning_rate * student.learning_rate / mnist_mlp.Config.learning_rate
     units = tuple(2 * width // 3 for width in base.units)  # 800 of 1200 in A.5
     for kind in ("dropout", "smoothed"):
         students = [
-            dataclasses.replace(base, units=units, shift=0, teacher=runs[kind][seed].saved_model, seed=seed)
+            dataclasses.replace(
+                base,
+                units=units,
+                shift=student.shift,
+                learning_rate=rate,
+                teacher=runs[kind][seed].saved_model,
+                seed=seed,
+            )
             for seed in seeds
         ]
         what = f"students of {kind} teachers"
         runs[f"student of {kind}"] = train(mnist_mlp.run, students, size=config.networks, what=what)
     return {kind: np.array([analyse.accuracy(run) for run in runs[kind]]) for kind in runs}
-
-
-def information(runs: Sequence[experiment.Run]) -> dict[str, np.ndarray]:
-    """Return steps [P] and mutual information [seed, P] in nats through training: estimate, low and high."""
-    histories = [run.history() for run in runs]
-    seen = ~np.isnan(histories[0]["information"])
-    names = ("information", "information_low", "information_high")
-    return {"steps": histories[0]["step"][seen], **{n: np.array([h[n][seen] for h in histories]) for n in names}}
 
 
 def judge_distillation(
@@ -268,12 +259,6 @@ def judge_information(config: Config, hard: dict[str, np.ndarray], smoothed: dic
             hard["information"][:, -1] - values[:, -1],
         ),
     ]
-
-
-def _information_curve(name: str, seen: dict[str, np.ndarray]) -> plots.InformationCurve:
-    # Of few examples the bound from fresh draws can come out above the estimate: both are noisy.
-    three = np.stack([seen[key].mean(axis=0) for key in ("information", "information_low", "information_high")])
-    return plots.InformationCurve(name, seen["steps"], three[0], three.min(axis=0), three.max(axis=0))
 
 
 def accuracy_table(

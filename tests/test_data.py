@@ -372,6 +372,32 @@ def test_batches_are_static_and_typed():
     assert not data.augmented
 
 
+def test_targets_travel_with_their_examples():
+    data = tiny(20)
+    targets = np.stack([np.arange(20), -np.arange(20)], axis=1)
+    targeted = data.with_targets(targets)
+    x, y = next(iter(targeted.train(8, seed=3)))
+    np.testing.assert_array_equal(x, next(iter(data.train(8, seed=3)))[0])
+    np.testing.assert_array_equal(y, targets[rows([(x, y)])])
+    assert (y.shape, y.dtype) == ((8, 2), tf.float32)
+    np.testing.assert_array_equal(targeted.labels("train"), data.labels("train"))
+    np.testing.assert_array_equal(next(iter(targeted.evaluation("train", 8)))[1], data.labels("train")[:8])
+    assert targeted.fingerprint == data.fingerprint
+    targets[:] = 0
+    assert targeted.targets[1, 0] == 1
+    with pytest.raises(ValueError, match="read-only"):
+        targeted.targets[0] = 1
+
+
+def test_targets_that_do_not_belong_to_the_batches_are_refused():
+    for targets in (np.zeros((19, 2)), np.zeros(())):
+        with pytest.raises(ValueError, match="one row for each of the 20 training examples"):
+            tiny(20).with_targets(targets)
+    for options in ({"max_shift": 1}, {"flip": True}):
+        with pytest.raises(ValueError, match="ask the teacher about each batch"):
+            tiny(20, **options).with_targets(np.zeros((20, 2)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

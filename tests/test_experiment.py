@@ -233,7 +233,7 @@ def interrupt_at(monkeypatch, checkpoint):
 
 def test_an_interrupted_run_keeps_its_checkpoint_and_says_so(undisturbed, tmp_path, monkeypatch):
     interrupt_at(monkeypatch, 4)
-    with pytest.raises(SystemExit, match="interrupted; .* goes on from the last checkpoint"), experiment.messages():
+    with pytest.raises(SystemExit, match=r"interrupted; .* goes on from the last checkpoint"), experiment.messages():
         run(tmp_path)
     assert {path.name for path in (tmp_path / "tiny" / "small" / "checkpoints").iterdir()} == {"last.npz"}
     assert everything_in(run(tmp_path).folder) == everything_in(undisturbed.folder)

@@ -37,6 +37,7 @@ def ours(strategy, teacher):
             losses.DistillationLoss(beta=0.7, temperature=2.0),
             weighted_metrics=["accuracy"],
             steps_per_execution=2,
+            jit_compile=False,
         )
         model.optimizer.build(model.trainable_variables)
     before = model.get_weights()
