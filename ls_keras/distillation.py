@@ -127,7 +127,6 @@ def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shap
     return loaded
 
 
-@keras.saving.register_keras_serializable("ls_keras")
 class Distiller(distribution.Model):
     """A student whose targets are the labels and what a teacher says of the same inputs.
 

@@ -144,7 +144,7 @@ def main(description: str, sizes: Mapping[str, Config], run: Callable[..., Any])
 
 @contextlib.contextmanager
 def messages(traceback: bool = False) -> Iterator[None]:
-    """Show a command's user what concerns him: an error's message without its Python traceback, no retracing notices."""
+    """Show errors as messages without their Python traceback, and nothing of TensorFlow's own warnings."""
     tf.get_logger().setLevel("ERROR")
     try:
         yield

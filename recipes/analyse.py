@@ -7,6 +7,7 @@ A network is a run's folder, whose `config.json` names its data, or any SavedMod
 `probe` and `templates`; then the data are named here. Figure 1 sets the first network beside each other one.
 """
 
+import functools
 import json
 import platform
 import re
@@ -21,6 +22,7 @@ from ls_keras.analysis import calibration, geometry, information
 from ls_keras.data import Data, load_images
 
 import numpy as np
+import tensorflow as tf
 import tyro
 from matplotlib.figure import Figure
 from scipy import stats
@@ -116,17 +118,13 @@ def interval(values: Sequence[float]) -> str:
 
 def load(path: Path, name: str, data: Data, limit: int | None = None) -> Network:
     """Run a SavedModel over its data, without augmentation."""
-    return _collected(name, analysis.Probe(path), data, limit)
-
-
-def _collected(name: str, probe: analysis.Probe, data: Data, limit: int | None) -> Network:
+    probe = analysis.Probe(path)
     if probe.num_classes != data.num_classes:
         raise ValueError(
             f"The {probe.name} tells {probe.num_classes} classes apart, but {data.name} has {data.num_classes}."
         )
-    split = "held_out" if len(data.labels("held_out")) else "test"
     train, held_out = (
-        probe.collect(data.evaluation(part, 500), most) for part, most in (("train", limit), (split, None))
+        probe.collect(data.evaluation(split, 500), most) for split, most in (("train", limit), (_held_out(data), None))
     )
     return Network(name, probe.kernel, probe.bias, train, held_out)
 
@@ -173,21 +171,17 @@ def observe(probe: analysis.Probe, data: Data) -> dict[str, float]:
     CIFAR-10, as in the paper) and the difference of these two logits under augmentation, by 20 draws for the means and
     5 fresh ones; nothing is drawn where training images are not augmented.
     """
-    network = _collected("", probe, data, limit=10_000)
-    held_out = network.held_out
+    datasets = _observed(data)
+    train, held_out = (probe.collect(datasets[split], limit=10_000) for split in ("train", "held_out"))
+    network = Network("", probe.kernel, probe.bias, train, held_out)
     seen = {
         "tightness": _plane_statistics(network, "train")["spread over distance of centres"],
-        "gamma": distillation.equivalent_smoothing(network.train.logits, network.train.labels),
+        "gamma": distillation.equivalent_smoothing(train.logits, train.labels),
         "held_out_ece": calibration.expected_calibration_error(held_out.logits, held_out.labels),
     }
     if not data.augmented:
         return seen
-    labels = data.labels("train")
-    rows = np.concatenate([np.flatnonzero(labels == label)[:300] for label in OBSERVED_PAIR])
-    draws, fresh = (
-        probe.logit_differences(data.draws(rows, number, seed=seed, batch_size=500), OBSERVED_PAIR)
-        for number, seed in ((20, 0), (5, 1))
-    )
+    draws, fresh = (probe.logit_differences(datasets[name], OBSERVED_PAIR) for name in ("draws", "fresh"))
     bracket = information.mutual_information(draws, fresh)
     paper = information.mutual_information(draws[:, :5])
     return {
@@ -197,6 +191,22 @@ def observe(probe: analysis.Probe, data: Data) -> dict[str, float]:
         "information_high": bracket.same_draws,
         "information_paper": paper.same_draws,
     }
+
+
+@functools.lru_cache(maxsize=1)
+def _observed(data: Data) -> dict[str, tf.data.Dataset]:
+    """Build what `observe` reads: once for a network, since building takes longer than reading."""
+    datasets = {"train": data.evaluation("train", 500), "held_out": data.evaluation(_held_out(data), 500)}
+    if data.augmented:
+        labels = data.labels("train")
+        rows = np.concatenate([np.flatnonzero(labels == label)[:300] for label in OBSERVED_PAIR])
+        for name, number, seed in (("draws", 20, 0), ("fresh", 5, 1)):
+            datasets[name] = data.draws(rows, number, seed=seed, batch_size=500)
+    return datasets
+
+
+def _held_out(data: Data) -> str:
+    return "held_out" if len(data.labels("held_out")) else "test"
 
 
 def information_through_training(runs: Sequence[experiment.Run]) -> dict[str, np.ndarray]:

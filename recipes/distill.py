@@ -10,6 +10,7 @@ with smoothed targets, and students that learn from each, or from smoothed label
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,14 +89,25 @@ def find(config: Config, where: experiment.Where, train: experiment.Train) -> an
     )
 
 
+def teacher_config(base: mnist_mlp.Config, alpha: float, seed: int, observed: Sequence[float]) -> mnist_mlp.Config:
+    """Return a teacher's config; only those whose mutual information is compared are observed in training."""
+    observe_every = base.observe_every if alpha in observed else 0
+    return dataclasses.replace(base, alpha=alpha, seed=seed, observe_every=observe_every)
+
+
 def train_teachers(config: Config, train: experiment.Train) -> dict[float, list[experiment.Run]]:
     """Return the networks with hard and smoothed targets, by α and seed."""
     base = mnist_mlp.SIZES[config.networks]
     alphas = sorted({0.0, config.alpha, config.best_alpha, *config.distilled})
     points = [(alpha, seed) for alpha in alphas for seed in range(config.seeds)]
-    configs = [dataclasses.replace(base, alpha=alpha, seed=seed) for alpha, seed in points]
+    configs = [teacher_config(base, alpha, seed, (0.0, config.alpha)) for alpha, seed in points]
     runs = train(mnist_mlp.run, configs, size=config.networks, what="teachers")
     return {alpha: runs[at * config.seeds : (at + 1) * config.seeds] for at, alpha in enumerate(alphas)}
+
+
+def alone(base: mnist_mlp.Config) -> mnist_mlp.Config:
+    """Return a config of which the end alone matters: evaluated twice, never observed."""
+    return dataclasses.replace(base, observe_every=0, evaluate_every=base.steps // 2)
 
 
 def train_students(
@@ -107,7 +119,7 @@ def train_students(
     a teacher learn from labels smoothed by α = γ; all else is equal [A.1: β = 1, the student's temperature 1].
     """
     base = dataclasses.replace(
-        mnist_mlp.SIZES[config.networks], units=config.student_units, match="probabilities", beta=1.0, observe_every=0
+        alone(mnist_mlp.SIZES[config.networks]), units=config.student_units, match="probabilities", beta=1.0
     )
     labels = data.labels("train")
 
@@ -142,7 +154,7 @@ def train_mnist_pairs(
     config: Config, teachers: dict[float, list[experiment.Run]], train: experiment.Train
 ) -> dict[str, np.ndarray]:
     """Return accuracies [seed] of the four networks of A.5: a dropout and a smoothed teacher and their students."""
-    base = dataclasses.replace(mnist_mlp.SIZES[config.networks], alpha=0.0, observe_every=0)
+    base = dataclasses.replace(alone(mnist_mlp.SIZES[config.networks]), alpha=0.0)
     dropout = mnist_mlp.SIZES["dropout"]
     seeds = range(config.seeds)
     regularised = [

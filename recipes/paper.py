@@ -223,7 +223,7 @@ def find(config: Config, where: experiment.Where, train: experiment.Train) -> an
     data = load_data(config, where.data_dir)
     base = mnist_mlp.SIZES[config.networks]
     points = [(alpha, seed) for alpha in config.alphas for seed in range(config.seeds)]
-    configs = [dataclasses.replace(base, alpha=alpha, seed=seed) for alpha, seed in points]
+    configs = [distill.teacher_config(base, alpha, seed, (0.0, config.alpha)) for alpha, seed in points]
     runs = train(mnist_mlp.run, configs, size=config.networks, what="networks")
     networks: Trained = {alpha: [] for alpha in config.alphas}
     for (alpha, seed), finished in zip(points, tqdm(runs, desc="analysis", unit="network", leave=False), strict=True):

@@ -71,6 +71,23 @@ def teacher(teacher_folder):
     return distillation.load_teacher(teacher_folder, K, SHAPE)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def two_replicas(tmp_path_factory):
+    """The script, started before the first test, since it takes as long as all the others."""
+    folder = tmp_path_factory.mktemp("replicas")
+    inputs = keras.Input((5,))
+    x = keras.layers.Dense(4, name="penultimate")(keras.layers.BatchNormalization()(inputs))
+    experiment.export(keras.Model(inputs, keras.layers.Dense(3, name="logits")(x)), folder / "teacher")
+    environment = {key: value for key, value in os.environ.items() if key not in ("TF_CONFIG", "TPU_NAME")}
+    environment |= {"PYTHONPATH": str(SCRIPT.parents[1]), "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, str(SCRIPT), str(folder / "teacher"), str(folder / "result.json")]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    yield process, folder
+    process.kill()
+    process.wait()
+
+
 def dense_student(teacher, loss, penalty=0.0, learning_rate=1.0, name=None, **options):
     inputs = keras.Input(SHAPE)
     kernel = keras.initializers.RandomNormal(seed=1)
@@ -558,7 +575,7 @@ def test_gamma_rises_with_temperature_if_the_teacher_is_right(k, n, seed, scale)
     assert (np.diff(gammas) >= -1e-15).all()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     k=st.integers(2, 6),
     n=st.integers(1, 8),
@@ -790,17 +807,10 @@ def test_report_whether_keras_distillation_is_mended(failure, record_property):
 
 
 @pytest.fixture(scope="module")
-def replicas(tmp_path_factory):
+def replicas(two_replicas):
     """What two_replicas.py found on one device and on two."""
-    folder = tmp_path_factory.mktemp("replicas")
-    inputs = keras.Input((5,))
-    x = keras.layers.Dense(4, name="penultimate")(keras.layers.BatchNormalization()(inputs))
-    experiment.export(keras.Model(inputs, keras.layers.Dense(3, name="logits")(x)), folder / "teacher")
-    environment = {key: value for key, value in os.environ.items() if key not in ("TF_CONFIG", "TPU_NAME")}
-    environment |= {"PYTHONPATH": str(SCRIPT.parents[1]), "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, str(SCRIPT), str(folder / "teacher"), str(folder / "result.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    process, folder = two_replicas
+    assert process.wait(timeout=240) == 0, (folder / "log").read_text()[-4000:]
     return json.loads((folder / "result.json").read_text())
 
 
