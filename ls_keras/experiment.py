@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import difflib
 import errno
+import hashlib
 import io
 import json
 import math
@@ -250,6 +251,11 @@ def workers(where: Where) -> Iterator[Train]:
         >>> with workers(Where()) as train:
         ...     runs = train(mnist_mlp.run, [Config(seed=0), Config(seed=1)], size="digits", what="networks")
     """
+    if where.strategy == "multi-worker" or len(json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})):
+        raise ValueError(
+            "Many networks are trained on one machine: run this without --strategy multi-worker and without TF_CONFIG, "
+            "and give each machine other --seeds if there are several."
+        )
     where = dataclasses.replace(where, quiet=True)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     alone = count == 1 or where.strategy not in ("auto", "cpu") or _has_accelerator()
@@ -341,7 +347,7 @@ class _Observer:
     """Measures a copy of the network in training, as the SavedModel of that moment would be measured."""
 
     def __init__(self, observe: Observe, copy: keras.Model, data: Data, folder: Path, where: Where) -> None:
-        self.observe, self.copy, self.data = observe, copy, data
+        self.observe, self.copy, self.data, self.where = observe, copy, data, where
         self.endpoints = endpoints(copy)
         self.snapshots = folder / "snapshots" if where.snapshots else None
 
@@ -350,7 +356,12 @@ class _Observer:
         if self.snapshots:
             self.snapshots.mkdir(exist_ok=True)
             export(self.copy, self.snapshots / f"step-{step:06d}")
-        return {name: _rounded(value) for name, value in self.observe(Probe(self.endpoints), self.data).items()}
+        try:
+            seen = self.observe(Probe(self.endpoints), self.data)
+        except ValueError as problem:  # a collapsed network has no plane or no information; its training goes on
+            _say(f"step {step:,}: not observed: {problem}", self.where)
+            return {}
+        return {name: _rounded(value) for name, value in seen.items()}
 
 
 class _Watch(keras.callbacks.Callback):
@@ -385,6 +396,7 @@ class _Watch(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.chief and self.observer and not self.history:
             self.history.append({"step": 0, **self.observer(self.model.get_weights(), 0)})
+            self._log(self.history[-1])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.start = self.step
@@ -406,10 +418,7 @@ class _Watch(keras.callbacks.Callback):
             return
         if self.observer and self.step % self.config.observe_every == 0:
             row |= self.observer(self.model.get_weights(), self.step)
-        with _tensorflow_writes(self.folder / "tensorboard"), self.events.as_default(step=self.step):
-            for name, value in self.history[-1].items():
-                tf.summary.scalar(name, value)
-            self.events.flush()
+        self._log(row)
         text = io.StringIO()
         columns = dict.fromkeys(name for row in self.history for name in row)
         table = csv.DictWriter(text, columns, lineterminator="\n")
@@ -419,6 +428,12 @@ class _Watch(keras.callbacks.Callback):
         self.checkpoint.parent.mkdir(exist_ok=True)
         with files.beside(self.checkpoint) as temporary:
             np.savez(temporary, *distribution.get_state(self.model), history=json.dumps(self.history))
+
+    def _log(self, row: dict[str, float]) -> None:
+        with _tensorflow_writes(self.folder / "tensorboard"), self.events.as_default(step=row["step"]):
+            for name, value in row.items():
+                tf.summary.scalar(name, value)
+            self.events.flush()
 
     def close(self) -> None:
         self.bar.close()
@@ -510,7 +525,7 @@ def _finished(folder: Path, record: dict[str, Any]) -> Run | None:
         return None
     was, now = (
         {"recipe": each.get("recipe"), "size": each.get("size"), "precision": each.get("precision")}
-        | each.get("config", {})
+        | {name: _identity(value) for name, value in each.get("config", {}).items()}
         for each in (_read_json(folder / "config.json"), record)
     )
     differing = [
@@ -621,6 +636,12 @@ def _check_config(config: Config) -> None:
         raise ValueError(
             f"`steps` must be a multiple of `evaluate_every`; received {config.steps} and {config.evaluate_every}."
         )
+    observe_every = getattr(config, "observe_every", 0)
+    if observe_every < 0 or observe_every % config.evaluate_every:
+        raise ValueError(
+            f"`observe_every` must be 0 or a multiple of `evaluate_every` ({config.evaluate_every}); received "
+            f"{observe_every}."
+        )
 
 
 def _size_first(arguments: list[str], sizes: Mapping[str, Any]) -> list[str]:
@@ -660,15 +681,35 @@ def _say(text: str, where: Where) -> None:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """Return the fields as JSON gives them back."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    """Return the fields as JSON gives them back; of a SavedModel what it holds, too."""
+    return json.loads(
+        json.dumps(dataclasses.asdict(config), default=lambda path: {"path": str(path), "content": _digest(path)})
+    )
+
+
+def _identity(value: Any) -> Any:
+    """Return what makes two fields of `config.json` the same: of a SavedModel its content, not its place."""
+    return value["content"] or value["path"] if isinstance(value, dict) else value
 
 
 def _rounded(value: Any) -> float:
     return float(f"{float(value):.{_DIGITS}g}")
 
 
+def _digest(path: Path) -> str | None:
+    """Return eight hexadecimal digits of a SavedModel's content, which name it wherever it lies."""
+    parts = [path / "saved_model.pb", *sorted((path / "variables").glob("*"))]
+    if not parts[0].is_file():
+        return None
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def _in_a_name(value: Any) -> str:
+    if isinstance(value, Path):
+        return _digest(value) or value.name
     text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return text.replace(os.sep, "_").replace(" ", "")
 

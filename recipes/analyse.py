@@ -107,7 +107,7 @@ def publish(findings: Findings, out: Path, *, title: str, lead: str, made_how: d
 
 def accuracy(run: experiment.Run) -> float:
     """Return a finished run's accuracy on the held-out examples or, where there are none, on the test set."""
-    return run.metrics.get("held_out", run.metrics["test"])["accuracy"]
+    return (run.metrics.get("held_out") or run.metrics["test"])["accuracy"]
 
 
 def interval(values: Sequence[float]) -> str:
@@ -212,8 +212,10 @@ def _held_out(data: Data) -> str:
 def information_through_training(runs: Sequence[experiment.Run]) -> dict[str, np.ndarray]:
     """Return the observed steps [P], and mutual information [seed, P] in nats: estimate, low and high."""
     histories = [run.history() for run in runs]
-    seen = ~np.isnan(histories[0]["information"])
     names = ("information", "information_low", "information_high")
+    if not all(name in history for history in histories for name in names):
+        raise ValueError(f"{runs[0].folder} was not observed in training: set observe_every, and augment the images.")
+    seen = ~np.isnan([history["information"] for history in histories]).any(axis=0)
     return {"steps": histories[0]["step"][seen], **{n: np.array([h[n][seen] for h in histories]) for n in names}}
 
 
@@ -277,13 +279,18 @@ def run(config: Config) -> None:
     """Analyse the networks and write the page."""
     if not config.networks:
         raise ValueError("no networks: give at least one run folder or SavedModel folder.")
-    networks, names = [], _names(config.networks)
+    config.out.mkdir(parents=True, exist_ok=True)
+    networks, names, fingerprints = [], _names(config.networks), set()
     for path, name in zip(tqdm(config.networks, desc="networks", unit="network", leave=False), names, strict=True):
         data = _data(path, config)
+        fingerprints.add(data.fingerprint)
+        if len(fingerprints) > 1:
+            raise ValueError(
+                f"{path} was trained on other data than {config.networks[0]}: compare networks of one data set."
+            )
         networks.append(load(_saved_model(path), name, data, config.limit))
     chosen = similar_classes(networks[0])
     measured = {network.name: statistics(network, chosen) for network in networks}
-    config.out.mkdir(parents=True, exist_ok=True)
     files.replace(config.out / "statistics.json", json.dumps(measured, indent=2) + "\n")
     similar = f"{data.class_names[chosen[0]]} and {data.class_names[chosen[1]]}"
     findings = Findings(
@@ -331,7 +338,12 @@ def _data(path: Path, config: Config) -> Data:
     folder = path.parent if path.name == "saved_model" else path
     fields: dict[str, Any] = {}
     if (folder / "config.json").exists():
-        stored = json.loads((folder / "config.json").read_text())["config"]
+        try:
+            stored = json.loads((folder / "config.json").read_text())["config"]
+        except (ValueError, KeyError, TypeError) as problem:
+            raise ValueError(
+                f"{folder / 'config.json'} is damaged ({problem}); give --dataset and --scaling."
+            ) from problem
         fields = {name: stored[name] for name in _DATA_FIELDS if name in stored}
     given = {name: getattr(config, name) for name in ("dataset", "train_size", "held_out_size", "scaling")}
     fields |= {name: value for name, value in given.items() if value is not None}
@@ -343,18 +355,20 @@ def _data(path: Path, config: Config) -> Data:
 def _plane_statistics(network: Network, split: Literal["train", "held_out"]) -> dict[str, float]:
     part: analysis.probe.Collected = getattr(network, split)
     num_classes = network.kernel.shape[1]
+    rows = [np.flatnonzero(part.labels == label) for label in range(num_classes)]
     each = []
     for first in range(num_classes):
         classes = [(first + step) % num_classes for step in range(3)]
         plane = geometry.template_plane(network.kernel, network.bias, classes)
-        points = plane.project(part.penultimate)
-        centres = geometry.cluster_centres(points, part.labels, plane)
+        shown = np.concatenate([rows[label] for label in classes])
+        points, labels = plane.project(part.penultimate[shown]), part.labels[shown]
+        centres = geometry.cluster_centres(points, labels, plane)
         each.append(
             {
-                "spread over distance of centres": geometry.tightness(points, part.labels, plane, reference=centres),
-                "spread over distance of templates": geometry.tightness(points, part.labels, plane),
+                "spread over distance of centres": geometry.tightness(points, labels, plane, reference=centres),
+                "spread over distance of templates": geometry.tightness(points, labels, plane),
                 "variation of edges": geometry.triangle_regularity(centres).edge_variation,
-                "mean absolute coordinate": geometry.scale(points, part.labels, plane),
+                "mean absolute coordinate": geometry.scale(points, labels, plane),
             }
         )
     return {name: float(np.mean([values[name] for values in each])) for name in each[0]}

@@ -1,8 +1,8 @@
 """Distillation from ResNet-56 to AlexNet on CIFAR-10, Figures 5 and 6: smoothed teachers are better, teach worse.
 
-    python recipes/cifar10_distillation.py                             # 6 teachers and 19 students, 5 seeds each
+    python recipes/cifar10_distillation.py                             # 6 teachers and 18 students, 5 seeds each
     python recipes/cifar10_distillation.py --teacher some/saved_model  # any hard-target teacher for the red curve
-    python recipes/cifar10_distillation.py digits                      # one seed, few points, tens of minutes
+    python recipes/cifar10_distillation.py digits                      # two seeds, few points, tens of minutes
 
 Four curves of held-out accuracy over the equivalent smoothing γ: the teachers; students trained with smoothing;
 students of the hard-target teacher at several temperatures; students of the smoothed teachers at T = 1. Expected at
@@ -73,19 +73,25 @@ Point = tuple[float, int]
 
 def load_data(config: Config, data_dir: Path | None = None) -> Data:
     """Give the data that teachers and students share."""
-    return cifar10_alexnet.load_data(cifar10_alexnet.SIZES[config.networks], data_dir)
+    return cifar10_alexnet.load_data(_student(config), data_dir)
 
 
 def build_model(config: Config, images: Data) -> distillation.Distiller:
     """Compose a student as the runs below do, for one who wants it alone."""
-    student = dataclasses.replace(cifar10_alexnet.SIZES[config.networks], alpha=0.0, teacher=config.teacher)
-    return cifar10_alexnet.build_model(student, images)
+    return cifar10_alexnet.build_model(dataclasses.replace(_student(config), teacher=config.teacher), images)
 
 
 def run(config: Config, *, size: str, where: experiment.Where | None = None) -> None:
     """Train what is missing and draw Figure 5."""
     where = where or experiment.Where()
+    if config.networks not in SIZES or 0.0 not in config.alphas or config.seeds < 1:
+        raise ValueError(
+            f"networks must be one of {', '.join(SIZES)}, alphas hold 0 and seeds be at least 1; received "
+            f"{config.networks!r}, {config.alphas} and {config.seeds}."
+        )
     images = load_data(config, where.data_dir)
+    if config.teacher:
+        distillation.load_teacher(config.teacher, *_shapes(images))
     out = where.workdir / "cifar10_distillation" / experiment.label(config, size, SIZES)
     with experiment.workers(where) as train:
         runs = train_teachers(config, train)
@@ -140,7 +146,7 @@ def train_students(
     config: Config, teachers: dict[Point, Path], train: experiment.Train
 ) -> dict[str, dict[Point, float]]:
     """Return each curve's held-out accuracy for each (α or T, seed)."""
-    base = dataclasses.replace(cifar10_alexnet.SIZES[config.networks], dataset=config.dataset, alpha=0.0)
+    base = _student(config)
     seeds, smoothed = range(config.seeds), [alpha for alpha in config.alphas if alpha]
     curves = {
         "student, label smoothing": {(a, s): {"alpha": a} for a in config.alphas for s in seeds},
@@ -173,6 +179,10 @@ def smoothness(config: Config, teachers: dict[Point, Path], images: Data) -> dic
             (alpha, seed): gamma(logits[alpha, seed], labels) for alpha, seed in teachers if alpha
         },
     }
+
+
+def _student(config: Config) -> cifar10_alexnet.Config:
+    return dataclasses.replace(cifar10_alexnet.SIZES[config.networks], dataset=config.dataset, alpha=0.0)
 
 
 def _shapes(images: Data) -> tuple[int, tuple[int, ...]]:

@@ -56,7 +56,7 @@ class Config:
     temperature: float = 1.0
     """of the teacher's softmax; the student's is 1 [A.1]"""
     learning_rate: float = 1.0
-    """at step 0; falls linearly to 0 at the last step [A.5]"""
+    """at step 0; falls linearly to 0 at the last step [A.5 for teachers; silent for students, `student` has 0.1]"""
     last_layer_rate: float = 0.1
     """the last layer's rate as a fraction of `learning_rate` [A.5]"""
     gradient_smoothing: float = 0.9

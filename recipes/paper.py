@@ -83,6 +83,8 @@ def judge(config: Config, networks: Trained, measured: dict[float, list[dict[str
             "Smoothing tightens the clusters of penultimate activations: training examples.",
             f"{tight}; {vs}",
             differences("spread over distance of centres, train"),
+            note="not ÷ distance of templates, which depends on how a network shares its scale between templates and "
+            "activations; that is in the table",
         ),
         report.paired_verdict(
             "C1b",
@@ -141,7 +143,7 @@ def judge(config: Config, networks: Trained, measured: dict[float, list[dict[str
         ),
         report.equivalence_verdict(
             "C6d",
-            "Smoothing calibrates about as well as a temperature.",
+            "Smoothing calibrates about as well as a temperature, or better.",
             f"held-out ECE, hard targets at the fitted T − α = {config.calibrated_alpha:g} at T = 1",
             scaled,
             config.ece_margin,
@@ -271,7 +273,11 @@ def run(config: Config, *, size: str, where: experiment.Where | None = None) -> 
     started = time.perf_counter()
     with experiment.workers(where) as train:
         found = find(config, where, train)
-        found += distill.find(dataclasses.replace(distill.SIZES[size], seeds=config.seeds), where, train)
+        found += distill.find(
+            dataclasses.replace(distill.SIZES[config.networks], networks=config.networks, seeds=config.seeds),
+            where,
+            train,
+        )
     data, network = load_data(config, where.data_dir), mnist_mlp.SIZES[config.networks]
     return analyse.publish(
         found,
