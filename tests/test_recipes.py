@@ -151,6 +151,30 @@ def test_the_papers_network_is_served_without_this_package(paper, name):
     assert served["kernel"].shape == (served["penultimate"].shape[1], expected.shape[1])
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "teacher", "fields"),
+    [
+        ("mnist_mlp", "dropout", None, {}),
+        ("mnist_mlp", "student", "mnist_mlp", {}),
+        # The ResNet-56 above knows 100 classes.
+        ("cifar10_alexnet", "paper", "cifar100_resnet56", {"dataset": "cifar100", "alpha": 0.0, "temperature": 4.0}),
+    ],
+)
+def test_the_papers_teachers_and_students_take_real_steps(paper, name, size, teacher, fields):
+    recipe = importlib.import_module(name)
+    default = recipe.SIZES[size]
+    folder = paper[name][2].folder.parents[1]
+    config = dataclasses.replace(
+        default, batch_size=4, steps=2, evaluate_every=1, held_out_size=min(default.held_out_size, 10), **fields
+    )
+    if teacher:
+        config = dataclasses.replace(config, teacher=paper[teacher][2].saved_model)
+    where = experiment.Where(workdir=folder, data_dir=folder / "data" / (teacher or name), quiet=True)
+    run = recipe.run(config, size=size, where=where)
+    assert run.history()["step"].tolist() == [1, 2]
+    assert np.isfinite(run.history()["loss"]).all()
+
+
 # --- The command line
 
 
