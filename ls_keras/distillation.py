@@ -5,7 +5,6 @@ logits beside the labels, a loss of `ls_keras.losses` compares, and all the rest
 images are not augmented, `teacher_logits` asks the teacher once, and the answers travel with the training batches.
 """
 
-import hashlib
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -64,11 +63,7 @@ class Teacher:
                 f"The teacher {self.name} is a Keras model in memory, which nothing on disk identifies: export it and "
                 "load the SavedModel, or leave the cache out."
             )
-        digest = hashlib.sha256()
-        for file in (self.path / "saved_model.pb", *sorted((self.path / "variables").iterdir())):
-            with file.open("rb") as content:
-                digest.update(hashlib.file_digest(content, "sha256").digest())
-        return digest.hexdigest()[:16]
+        return files.saved_model_digest(self.path)
 
 
 def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shape: tuple[int, ...]) -> Teacher:

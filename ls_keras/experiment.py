@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import difflib
 import errno
-import hashlib
 import io
 import json
 import math
@@ -683,7 +682,10 @@ def _say(text: str, where: Where) -> None:
 def _plain(config: Any) -> dict[str, Any]:
     """Return the fields as JSON gives them back; of a SavedModel what it holds, too."""
     return json.loads(
-        json.dumps(dataclasses.asdict(config), default=lambda path: {"path": str(path), "content": _digest(path)})
+        json.dumps(
+            dataclasses.asdict(config),
+            default=lambda path: {"path": str(path), "content": files.saved_model_digest(path)},
+        )
     )
 
 
@@ -696,20 +698,9 @@ def _rounded(value: Any) -> float:
     return float(f"{float(value):.{_DIGITS}g}")
 
 
-def _digest(path: Path) -> str | None:
-    """Return eight hexadecimal digits of a SavedModel's content, which name it wherever it lies."""
-    parts = [path / "saved_model.pb", *sorted((path / "variables").glob("*"))]
-    if not parts[0].is_file():
-        return None
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.read_bytes())
-    return digest.hexdigest()[:8]
-
-
 def _in_a_name(value: Any) -> str:
     if isinstance(value, Path):
-        return _digest(value) or value.name
+        return (files.saved_model_digest(value) or value.name)[:8]
     text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return text.replace(os.sep, "_").replace(" ", "")
 

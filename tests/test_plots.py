@@ -337,7 +337,7 @@ def test_bad_reliability_curves_are_refused(changes, message):
     ("changes", "message"),
     [
         ({"gamma": np.zeros(6)}, "increasing"),
-        ({"gamma": np.arange(6.0)}, "fractions"),
+        ({"gamma": np.arange(6.0)}, "between 0 and K"),
         ({"accuracy": np.zeros(6)}, r"\[6, seeds\]"),
         ({"accuracy": np.zeros((6, 0))}, r"\[6, seeds\]"),
         ({"accuracy": np.full((6, 5), 93.0)}, "fractions"),
