@@ -29,6 +29,7 @@ from scipy import stats
 from tqdm import tqdm
 
 OBSERVED_PAIR = (0, 5)
+MOST_NETWORKS = 6
 _DATA_FIELDS = ("dataset", "train_size", "held_out_size", "scaling", "crop_padding", "flip", "shift")
 
 
@@ -277,8 +278,11 @@ def made_how(**more: str) -> dict[str, str]:
 
 def run(config: Config) -> None:
     """Analyse the networks and write the page."""
-    if not config.networks:
-        raise ValueError("no networks: give at least one run folder or SavedModel folder.")
+    if not 1 <= len(config.networks) <= MOST_NETWORKS:
+        raise ValueError(
+            f"received {len(config.networks)} networks: give one to {MOST_NETWORKS} run or SavedModel folders, as "
+            "many as a figure can tell apart."
+        )
     config.out.mkdir(parents=True, exist_ok=True)
     networks, names, fingerprints = [], _names(config.networks), set()
     for path, name in zip(tqdm(config.networks, desc="networks", unit="network", leave=False), names, strict=True):
