@@ -231,7 +231,7 @@ def information_figure(networks: dict[str, dict[str, np.ndarray]], data: Data) -
         curves.append(plots.InformationCurve(name, seen["steps"], three[0], three.min(axis=0), three.max(axis=0)))
     return report.Illustration(
         plots.information_figure(curves, examples),
-        f"Mutual information between {examples} training examples of {data.class_names[first]} and "
+        f"The paper's Figure 6: mutual information between {examples} examples of {data.class_names[first]} and "
         f"{data.class_names[second]} and the difference of these two logits under augmentation, mean over seeds. The "
         "band runs from the lower bound by fresh draws to the upward-biased estimate by the same draws.",
         "Mutual information over training steps, curves with bands.",

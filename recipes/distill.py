@@ -75,8 +75,8 @@ def find(config: Config, where: experiment.Where, train: experiment.Train) -> an
         {
             "figure_5": report.Illustration(
                 figure_5,
-                f"Mean, least and greatest accuracy over {config.seeds} seeds; students of one column learn from "
-                "equally soft targets.",
+                f"The paper's Figure 5: mean, least and greatest accuracy over {config.seeds} seeds; students of one "
+                "column learn from equally soft targets.",
                 "Accuracy over equivalent smoothing, four curves.",
             ),
             "figure_6": analyse.information_figure(
