@@ -25,7 +25,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Config:
-    """What is compared; all of it was fixed before any network was trained."""
+    """What is compared."""
 
     networks: str = "digits"
     """size of `mnist_mlp.py` that is trained"""
@@ -243,8 +243,8 @@ def judge_distillation(
 def judge_information(config: Config, hard: dict[str, np.ndarray], smoothed: dict[str, np.ndarray]) -> list[Verdict]:
     """Return the verdicts on claim C12.
 
-    Moments are fixed beforehand, since the greatest of noisy values would always lie above the others: the start, the
-    mean over the middle third of training, and the end.
+    Moments do not depend on the values, since the greatest of noisy ones would always lie above the others: the start,
+    the mean over the middle third of training, and the end.
     """
     steps = hard["steps"]
     middle = (steps >= steps[-1] / 3) & (steps <= steps[-1] * 2 / 3)
