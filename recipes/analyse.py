@@ -265,10 +265,14 @@ def reliability_curve(
     return plots.ReliabilityCurve(name, bins.confidence, bins.accuracy, bins.count, bins.ece)
 
 
-def made_how(**more: str) -> dict[str, str]:
+def made_how(data: Data, **more: str) -> dict[str, str]:
     """Return what a reader needs to make a page again."""
+    held_out, test = (len(data.labels(split)) for split in ("held_out", "test"))
+    sizes = f"{data.num_train:,} training, {held_out:,} held-out and {test:,} test examples"
+    stand_in = "" if held_out else "; what is called held-out is the test set"
     versions = {module: sys.modules[module].__version__ for module in ("tensorflow", "keras", "numpy")}
     return {
+        "Data": f"{data.name} from {data.origin}: {sizes}{stand_in}",
         **more,
         "Command": " ".join(["python", *sys.argv]),
         "Versions": ", ".join(f"{module} {version}" for module, version in versions.items()),
@@ -320,8 +324,7 @@ def run(config: Config) -> None:
         lead=f"{len(networks)} exported network{'s' if len(networks) > 1 else ''}, each run over its training and "
         "held-out examples without augmentation.",
         made_how=made_how(
-            Data=f"{data.name} from {data.origin}: {data.num_train:,} training and "
-            f"{len(networks[0].held_out.labels):,} held-out examples",
+            data,
             Classes=f"similar pair {similar}, different class {data.class_names[chosen[2]]}, chosen by the class "
             f"means of {networks[0].name}",
         ),

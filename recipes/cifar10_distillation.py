@@ -128,7 +128,7 @@ def run(config: Config, *, size: str, where: experiment.Where | None = None) -> 
         out,
         title=f"Distillation on {images.name}",
         lead="Held-out accuracy of teachers and students over the equivalent smoothing γ of the student's targets.",
-        made_how=analyse.made_how(Data=f"{images.name} from {images.origin}"),
+        made_how=analyse.made_how(images),
     )
 
 

@@ -323,7 +323,9 @@ def run(config: Config, *, size: str, where: experiment.Where | None = None) -> 
         title="What smoothing erases",
         lead="The claims of Müller, Kornblith and Hinton (2019) about distillation and mutual information, tested with "
         f"fully connected networks ({config.networks}).",
-        made_how=analyse.made_how(Intervals="95 %, Student's t over differences paired by seed"),
+        made_how=analyse.made_how(
+            load_data(config, where.data_dir), Intervals="95 %, Student's t over differences paired by seed"
+        ),
     )
 
 

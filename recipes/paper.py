@@ -286,8 +286,7 @@ def run(config: Config, *, size: str, where: experiment.Where | None = None) -> 
         lead=f"The claims of Müller, Kornblith and Hinton (2019) about image classifiers, tested on {data.name} with "
         f"fully connected networks and {config.seeds} seeds of everything.",
         made_how=analyse.made_how(
-            Data=f"{data.name} from {data.origin}: {data.num_train:,} training, {len(data.labels('held_out')):,} "
-            f"held-out and {len(data.labels('test')):,} test examples",
+            data,
             Networks=f"{' and '.join(map(str, network.units))} ReLU units, {network.steps:,} steps of "
             f"{network.batch_size}; every field is in the config.json of each folder of mnist_mlp",
             Intervals="95 %, Student's t over differences paired by seed",
