@@ -1,17 +1,44 @@
 """Losses over logits: smoothed cross-entropy, the confidence penalty, and what a student learns from a teacher.
 
-All take logits, never probabilities, and labels as class indices `[...]`, or as one-hot or soft targets
-`[..., num_classes]`. Targets, logits and results are float32 unless `dtype` says otherwise.
+All take labels as class indices `[...]` or `[..., 1]`, or as one-hot or soft targets `[..., num_classes]`, and logits;
+probabilities are refused unless `from_logits=False` names them. A class that is not allowed may have the logit −∞: it
+adds 0 · log 0 = 0. Logits and results are float32 unless `dtype` says otherwise.
+
+Rows of weight 0, masked rows and those of `ignore_class` may hold anything. A mean is taken over the whole batch, also
+where `tf.distribute` splits it over replicas.
 """
 
-from collections.abc import Sequence
+import contextlib
+import functools
+import math
+import numbers
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
+
+from ls_keras.targets import (
+    have_columns,
+    ignored,
+    mask_of,
+    num_classes,
+    read_labels,
+    read_logits,
+    read_weights,
+    refuse_labels,
+    refuse_probabilities,
+    seen,
+)
 
 import keras
 import numpy as np
 from keras import ops
 
 Convention = Literal["all", "others"]
+
+# From so many classes on, compiling value and gradient by themselves pays on a CPU.
+_LARGE_VOCABULARY = 4096
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+_trace = threading.local()
 
 
 def smooth_labels(
@@ -34,10 +61,11 @@ def smooth_labels(
             unigram smoothing.
 
     Returns:
-        Smoothed targets `[..., num_classes]`.
+        Smoothed targets `[..., num_classes]`. Inside a compiled step, a row that is no distribution becomes NaN.
 
     Raises:
-        ValueError: If `alpha` is outside [0, 1), or the prior is not a distribution over the classes.
+        ValueError: If `alpha` is outside [0, 1), the prior is not a distribution over the classes, or targets are class
+            indices or rows that do not sum to 1.
 
     Example:
         >>> smooth_labels([[0.0, 1.0, 0.0, 0.0]], 0.2)  # 0.05, 0.85, 0.05, 0.05
@@ -46,40 +74,167 @@ def smooth_labels(
     Reference: Müller, Kornblith, Hinton (2019), section 1.1.
     """
     smoothing = _Smoothing(alpha, convention, prior)
-    targets = ops.convert_to_tensor(targets)
-    if not keras.backend.is_float_dtype(targets.dtype):
-        targets = ops.cast(targets, keras.backend.floatx())
-    return smoothing.of_targets(targets)
+    shape = tuple(np.shape(targets))
+    rows = ops.convert_to_tensor(targets)
+    if not keras.backend.is_float_dtype(rows.dtype):
+        if len(shape) < 2:
+            raise ValueError(
+                f"Expected one-hot or soft targets [..., num_classes]; received whole numbers of shape {shape}, which "
+                "look like class indices. Pass keras.ops.one_hot(indices, num_classes), or one row as floats."
+            )
+        rows = ops.cast(rows, keras.backend.floatx())
+    batch = rows if len(shape) > 1 else ops.expand_dims(rows, 0)
+    have_columns(batch, batch)
+    refuse_labels(batch, batch)
+    labels = read_labels(batch, batch)
+    smoothed = smoothing.of_targets(labels.targets) + ops.expand_dims(labels.fault, -1)
+    return smoothed if len(shape) > 1 else ops.squeeze(smoothed, 0)
+
+
+def reduce_weighted(
+    values: Any, weights: Any = None, mask: Any = None, reduction: str | None = "sum_over_batch_size"
+) -> Any:
+    """Reduce losses as Keras does, with one denominator for the whole batch, and deaf to what does not count.
+
+    With weights w and mask m (1 where not given), over all positions of the batch,
+
+    - `"sum_over_batch_size"` or `"mean"`: Σ m w ℓ / Σ m,
+    - `"mean_with_sample_weight"`: Σ m w ℓ / Σ m w,
+    - `"sum"`: Σ m w ℓ,
+    - `None` or `"none"`: m w ℓ for each position;
+
+    a mean over nothing is 0, and ℓ may be anything where m w = 0. Within a replica of `tf.distribute` both sums of a
+    mean run over all R replicas. Each replica gets 1/R of the mean, as Keras expects, and the gradient of its own
+    share, so that the replicas' gradients add up to that of the mean. (Keras divides by each replica's own
+    denominator, so that the mean depends on how pads are spread over the replicas.)
+
+    Args:
+        values: Losses `[...]`.
+        weights: A number, `[N]`, `[N, 1]`, or one for each position.
+        mask: Bool of such a shape, True where a position counts.
+        reduction: As above.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Example:
+        >>> reduce_weighted([1.0, 2.0, 6.0], weights=[1.0, 0.0, 3.0])  # (1 + 18) / 3 = 6.3333
+        >>> reduce_weighted([1.0, 2.0, 6.0], weights=[1.0, 0.0, 3.0], reduction="mean_with_sample_weight")  # 19/4
+    """
+    values = ops.convert_to_tensor(values)
+    dtype = values.dtype
+    # Sums in half precision overflow, and lose what is small beside them.
+    values = ops.cast(values, keras.backend.result_type(dtype, "float32"))
+    weights, mask = read_weights(weights, mask, values, values.dtype)
+    counts = _that_count(weights, mask)
+    if counts is not None:
+        values = ops.where(counts, values, 0.0)
+    if weights is not None:
+        weights = weights if mask is None else ops.where(mask, weights, 0.0)
+        values = values * weights
+    if reduction in (None, "none"):
+        return ops.cast(values, dtype)
+    if reduction not in _MEANS:
+        return ops.cast(ops.sum(values), dtype)
+    if reduction == "mean_with_sample_weight" and weights is not None:
+        denominator = ops.sum(weights)
+    elif mask is not None:
+        denominator = ops.sum(ops.cast(mask, values.dtype))
+    else:
+        denominator = ops.cast(ops.size(values), values.dtype)
+    return ops.cast(_mean_over_replicas(ops.sum(values), denominator), dtype)
+
+
+@contextlib.contextmanager
+def recorded_denominators() -> Iterator[list[Any]]:
+    """Collect the denominators of the means that `reduce_weighted` takes in this thread, scalars over all replicas.
+
+    For gradient accumulation, where batches count by them.
+    """
+    before, _trace.denominators = getattr(_trace, "denominators", None), []
+    try:
+        yield _trace.denominators
+    finally:
+        _trace.denominators = before
+
+
+class _OverLogits(keras.losses.Loss):
+    """What all losses here do with labels, logits and weights before and after `call`.
+
+    `call(y_true, y_pred)` gives the loss `[...]` of each row from labels of any kind and logits `[..., K]`.
+    """
+
+    from_logits = True
+    ignore_class: int | None = None
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        with keras.name_scope(self.name):
+            self._check_shapes(y_true, y_pred)
+            mask, logits = mask_of(y_pred), read_logits(y_pred, self.from_logits, self.dtype)
+            rows = logits[..., 0]
+            sample_weight, mask = read_weights(sample_weight, mask, rows, self.dtype)
+            skipped = ignored(y_true, y_pred, self.ignore_class)
+            if skipped is not None:
+                kept = ops.logical_not(skipped)
+                mask = kept if mask is None else ops.logical_and(mask, kept)
+            counts = _that_count(sample_weight, mask)
+            fault = self._refuse(y_true, logits, counts)
+            if counts is not None:
+                y_true, logits = self._without(y_true, logits, ops.expand_dims(counts, -1))
+            values = self.call(y_true, logits) + fault
+            return reduce_weighted(values, sample_weight, mask, self.reduction)
+
+    def _check_shapes(self, y_true: Any, y_pred: Any) -> None:
+        have_columns(y_true, y_pred)
+
+    def _refuse(self, y_true: Any, logits: Any, counts: Any) -> Any:
+        """Refuse values that can be seen; return NaN for probabilities inside a compiled step."""
+        refuse_labels(y_true, logits, counts)
+        return refuse_probabilities(logits, counts)
+
+    def _without(self, y_true: Any, logits: Any, counts: Any) -> tuple[Any, Any]:
+        """Empty the rows that do not count: 0 times the gradient of what they hold may be NaN."""
+        if have_columns(y_true, logits):
+            y_true = ops.convert_to_tensor(y_true)
+            y_true = ops.where(counts, y_true, ops.zeros_like(y_true))
+        return y_true, ops.where(counts, logits, 0.0)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "dtype": self.dtype}
 
 
 @keras.saving.register_keras_serializable("ls_keras")
-class SmoothedCrossentropy(keras.losses.Loss):
+class SmoothedCrossentropy(_OverLogits):
     """Cross-entropy between smoothed targets and the softmax of logits.
 
     For an integer label y and the prior q, with `"all"`:
 
         ℓ = logsumexp(z) − (1 − α) z_y − α Σ_k q_k z_k,    ∂ℓ/∂z = softmax(z) − (1 − α) e_y − α q
 
-    Integer labels never become a one-hot matrix of the logits' type. The softmax is the one array of the logits'
-    size that is made; the gradient is written into it.
+    A class masked by z_k = −∞ costs nothing where its target is 0 (α = 0, or q_k = 0), and +∞ where smoothing asks for
+    mass on it. Integer labels never become a one-hot matrix of the logits' type. Only the gradient is an array of the
+    logits' size: the softmax is taken again in the backward pass.
 
     Args:
         alpha: Smoothing α in [0, 1). 0 gives the plain cross-entropy.
         convention: `"all"` (paper) or `"others"` (tensor2tensor); see `smooth_labels`.
         prior: Distribution over the classes `[num_classes]`; `None` is uniform.
-        ignore_class: Integer label, possibly negative, of positions that do not count (pads). Their loss is 0
-            and the mean is taken over the sum of the weights of the others.
-        name, reduction, dtype: As in `keras.losses.Loss`.
+        ignore_class: Integer label, possibly negative, of positions that do not count (pads). The mean is then taken
+            over the sum of the weights of the others (`reduction="mean_with_sample_weight"`).
+        from_logits: False if the model ends in a softmax: log p is taken for the logits.
+        name, reduction, dtype: As in `keras.losses.Loss`; see `reduce_weighted`.
 
     Raises:
-        ValueError: If an argument is out of range, the labels' shape does not fit the logits, or labels given
-            as a NumPy array or list are negative or not below `num_classes`. Inside a compiled step, where values
-            cannot be read, such a label makes the loss NaN.
+        ValueError: If an argument is out of range, the labels' shape does not fit the logits, there is one logit only,
+            predictions are seen to be probabilities (or, with `from_logits=False`, to be none), or labels are seen to
+            be no classes or no distributions. Inside a compiled step, where values cannot be seen, all of these make
+            the loss NaN.
 
     Example:
         >>> loss = SmoothedCrossentropy(alpha=0.1)
         >>> loss([2], [[0.0, 0.0, 0.0, 0.0]])  # ln 4 = 1.3863, whatever alpha
         >>> loss([0], [[2.0, 0.0]])  # 0.1269 + 0.05 * 2 = 0.2269
+        >>> SmoothedCrossentropy(alpha=0.1, from_logits=False)([0], [[0.88079708, 0.11920292]])  # the same
 
     Reference: Szegedy et al. (2016); Müller, Kornblith, Hinton (2019), section 1.1.
     """
@@ -93,36 +248,33 @@ class SmoothedCrossentropy(keras.losses.Loss):
         name: str = "smoothed_crossentropy",
         reduction: str | None = "sum_over_batch_size",
         dtype: str | None = None,
+        *,
+        from_logits: bool = True,
     ) -> None:
-        if ignore_class is not None and reduction in ("sum_over_batch_size", "mean"):
-            reduction = "mean_with_sample_weight"
+        if ignore_class is not None:
+            if not isinstance(ignore_class, numbers.Integral) or isinstance(ignore_class, bool):
+                raise ValueError(f"`ignore_class` must be a whole number or None; received {ignore_class!r}.")
+            ignore_class = int(ignore_class)
+            reduction = "mean_with_sample_weight" if reduction in _MEANS else reduction
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.smoothing = _Smoothing(alpha, convention, prior)
         self.ignore_class = ignore_class
-
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        _check_host_labels(y_true, y_pred, self.ignore_class)
-        if self.ignore_class is not None:
-            labels = _class_indices(y_true, y_pred)
-            if labels is None:
-                raise ValueError(
-                    "`ignore_class` needs integer labels; received targets with one column per class, shape "
-                    f"{tuple(y_true.shape)}. Give those positions a `sample_weight` of 0 instead."
-                )
-            counts = ops.cast(ops.not_equal(labels, self.ignore_class), self.dtype)
-            sample_weight = counts if sample_weight is None else counts * ops.cast(sample_weight, self.dtype)
-        return super().__call__(y_true, y_pred, sample_weight)
+        self.from_logits = bool(from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        labels = _class_indices(y_true, y_pred)
-        if labels is None:
-            targets = self.smoothing.of_targets(y_true)
-            return -ops.sum(targets * ops.log_softmax(y_pred), axis=-1)
-        if self.ignore_class is None:
-            return self.smoothing.crossentropy(labels, y_pred)
-        ignored = ops.equal(labels, self.ignore_class)
-        losses = self.smoothing.crossentropy(ops.where(ignored, 0, labels), y_pred)
-        return ops.where(ignored, 0.0, losses)
+        skipped = ignored(y_true, y_pred, self.ignore_class)
+        if skipped is not None:
+            y_true = ops.reshape(ops.convert_to_tensor(y_true), ops.shape(skipped))
+            y_true = ops.where(skipped, ops.zeros_like(y_true), y_true)
+        labels = read_labels(y_true, y_pred)
+        if labels.targets is not None:
+            return _crossentropy(self.smoothing.of_targets(labels.targets), ops.log_softmax(y_pred)) + labels.fault
+        losses = self.smoothing.crossentropy(labels.indices, y_pred, labels.fault)
+        return losses if skipped is None else ops.where(skipped, 0.0, losses)
+
+    def _without(self, y_true: Any, logits: Any, counts: Any) -> tuple[Any, Any]:
+        # For indices the gradient of such a row is written as 0, which saves a copy of the logits.
+        return super()._without(y_true, logits, counts) if have_columns(y_true, logits) else (y_true, logits)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -131,12 +283,12 @@ class SmoothedCrossentropy(keras.losses.Loss):
             "convention": self.smoothing.convention,
             "prior": None if self.smoothing.prior is None else self.smoothing.prior.tolist(),
             "ignore_class": self.ignore_class,
-            "dtype": self.dtype,
+            "from_logits": self.from_logits,
         }
 
 
 @keras.saving.register_keras_serializable("ls_keras")
-class ConfidencePenalty(keras.losses.Loss):
+class ConfidencePenalty(_OverLogits):
     """Cross-entropy minus a multiple of the prediction's entropy.
 
         ℓ = H(y, p) − β H(p) = H(y, p) + β KL(p‖u) − β ln K
@@ -146,10 +298,11 @@ class ConfidencePenalty(keras.losses.Loss):
 
     Args:
         beta: Weight β ≥ 0 of the entropy, in nats per nat.
+        from_logits: False if the model ends in a softmax: log p is taken for the logits.
         name, reduction, dtype: As in `keras.losses.Loss`.
 
     Raises:
-        ValueError: If `beta` is negative or not finite, or labels do not fit the logits.
+        ValueError: If `beta` is negative or not finite; of labels and predictions as `SmoothedCrossentropy`.
 
     Example:
         >>> ConfidencePenalty(beta=0.5)([1], [[0.0, 0.0]])  # 0.5 ln 2 = 0.3466
@@ -163,26 +316,27 @@ class ConfidencePenalty(keras.losses.Loss):
         name: str = "confidence_penalty",
         reduction: str | None = "sum_over_batch_size",
         dtype: str | None = None,
+        *,
+        from_logits: bool = True,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        if not 0 <= beta < float("inf"):
+        self.beta = _number("beta", beta)
+        if not 0 <= self.beta < math.inf:
             raise ValueError(f"`beta` must be a finite number ≥ 0; received {beta}.")
-        self.beta = float(beta)
-
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        _check_host_labels(y_true, y_pred)
-        return super().__call__(y_true, y_pred, sample_weight)
+        self.from_logits = bool(from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         log_probabilities = ops.log_softmax(y_pred)
-        entropy = -ops.sum(ops.exp(log_probabilities) * log_probabilities, axis=-1)
-        labels = _class_indices(y_true, y_pred)
-        if labels is None:
-            return -ops.sum(y_true * log_probabilities, axis=-1) - self.beta * entropy
-        return _Smoothing(0.0).crossentropy(labels, y_pred) - self.beta * entropy
+        entropy = _crossentropy(ops.exp(log_probabilities), log_probabilities)
+        labels = read_labels(y_true, y_pred)
+        if labels.targets is not None:
+            hard = _crossentropy(labels.targets, log_probabilities) + labels.fault
+        else:
+            hard = _Smoothing(0.0).crossentropy(labels.indices, y_pred, labels.fault)
+        return hard - self.beta * entropy
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "beta": self.beta, "dtype": self.dtype}
+        return {**super().get_config(), "beta": self.beta, "from_logits": self.from_logits}
 
 
 def distillation_targets(labels: Any, teacher_logits: Any) -> Any:
@@ -192,67 +346,91 @@ def distillation_targets(labels: Any, teacher_logits: Any) -> Any:
     are as they are for any other target.
 
     Args:
-        labels: Class indices `[...]` or `[..., 1]`, below 2²⁴.
+        labels: Class indices `[...]` or `[..., 1]`, below 2²⁴, or one-hot rows `[..., num_classes]`.
         teacher_logits: Logits `[..., num_classes]`.
 
     Returns:
-        float32 `[..., 1 + num_classes]` (float64 for float64 logits): the label, then the teacher's logits.
+        float32 `[..., 1 + num_classes]` (float64 for float64 logits): the label, then the teacher's logits. Inside a
+        compiled step a label that is no class is NaN.
 
     Raises:
-        ValueError: If the labels do not fit the logits, or are one-hot.
+        ValueError: If the labels do not fit the logits or are soft targets, or the teacher's values are seen to be
+            probabilities.
 
     Example:
         >>> distillation_targets([2, 0], [[0.0, 1.0, 5.0], [3.0, 0.0, 0.0]])  # [[2, 0, 1, 5], [0, 3, 0, 0]]
     """
-    indices = _class_indices(labels, teacher_logits)
-    if indices is None:
-        raise ValueError(
-            f"Labels must be class indices; received one column per class, shape {tuple(np.shape(labels))}. "
-            "Take argmax(-1) of one-hot labels."
-        )
+    columns = have_columns(labels, teacher_logits)
+    refuse_labels(labels, teacher_logits)
     logits = ops.convert_to_tensor(teacher_logits)
     logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
-    return ops.concatenate([ops.expand_dims(ops.cast(indices, logits.dtype), -1), logits], axis=-1)
+    fault = refuse_probabilities(logits)
+    read = read_labels(labels, logits)
+    if columns:
+        hard = ops.max(read.targets, axis=-1) >= 1
+        if seen(hard) is not None and not seen(hard).all():
+            raise ValueError(
+                "Labels beside a teacher's logits must be class indices or one-hot rows; received soft targets. Mix "
+                "them into the loss of their own, or take argmax(-1)."
+            )
+        label = ops.where(hard, ops.cast(ops.argmax(read.targets, axis=-1), logits.dtype), float("nan"))
+    else:
+        label = ops.cast(read.indices, logits.dtype)
+    return ops.concatenate([ops.expand_dims(label + read.fault, -1), logits + fault], axis=-1)
 
 
-class _FromTeacher(keras.losses.Loss):
+class _FromTeacher(_OverLogits):
     """A loss of the student's logits `[..., K]` against `distillation_targets` `[..., 1 + K]`."""
 
     def __init__(self, beta: float, name: str, reduction: str | None, dtype: str | None) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        if not 0 <= beta <= 1:
+        self.beta = _number("beta", beta)
+        if not 0 <= self.beta <= 1:
             raise ValueError(f"`beta`, the teacher's share of the loss, must be in [0, 1]; received {beta}.")
-        self.beta = float(beta)
 
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+    def _check_shapes(self, y_true: Any, y_pred: Any) -> None:
         targets, logits = tuple(np.shape(y_true)), tuple(np.shape(y_pred))
-        if len(targets) != len(logits) or not logits or targets[-1] != logits[-1] + 1:
+        known = logits and targets and None not in (targets[-1], logits[-1])
+        if not known or len(targets) != len(logits) or targets[-1] != logits[-1] + 1:
             raise ValueError(
                 f"{type(self).__name__} takes distillation_targets(labels, teacher_logits), of shape "
                 f"[..., 1 + num_classes]; received targets {targets} and logits {logits}. A Distiller makes them "
                 "from labels."
             )
-        if isinstance(y_true, np.ndarray | list):
-            _check_host_labels(np.asarray(y_true)[..., 0], y_pred)
-        return super().__call__(ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred), sample_weight)
+        if logits[-1] == 1:
+            raise ValueError(
+                "The student and its teacher have one logit, and the softmax of one logit is always 1. Give a binary "
+                "classifier two logits, Dense(2)."
+            )
+
+    def _refuse(self, y_true: Any, logits: Any, counts: Any) -> Any:
+        y_true = ops.convert_to_tensor(y_true)
+        if self.beta < 1:
+            refuse_labels(y_true[..., 0], logits, counts)
+        return refuse_probabilities(logits, counts) + ops.cast(
+            refuse_probabilities(y_true[..., 1:], counts), logits.dtype
+        )
+
+    def _without(self, y_true: Any, logits: Any, counts: Any) -> tuple[Any, Any]:
+        return ops.where(counts, ops.convert_to_tensor(y_true), 0.0), ops.where(counts, logits, 0.0)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
-        # At the ends of β the other term is left out, and 0 times what may not be finite with it.
-        if self.beta == 0:
-            return self._from_labels(y_true, y_pred)
-        from_teacher = self.from_teacher(y_true[..., 1:], y_pred)
-        if self.beta == 1:
-            return from_teacher
-        return (1 - self.beta) * self._from_labels(y_true, y_pred) + self.beta * from_teacher
+        y_true = ops.convert_to_tensor(y_true)
+        losses = 0.0
+        # A term of weight 0 is left out: it may be infinite, and 0 · ∞ would make the loss NaN.
+        if self.beta < 1:
+            labels = read_labels(y_true[..., 0], y_pred)
+            hard = _Smoothing(0.0).crossentropy(labels.indices, y_pred, labels.fault)
+            losses = (1 - self.beta) * hard
+        if self.beta > 0:
+            losses = losses + self.beta * self.from_teacher(ops.cast(y_true[..., 1:], y_pred.dtype), y_pred)
+        return losses
 
     def from_teacher(self, teacher_logits: Any, logits: Any) -> Any:
         raise NotImplementedError
 
-    def _from_labels(self, y_true: Any, y_pred: Any) -> Any:
-        return _Smoothing(0.0).crossentropy(ops.cast(y_true[..., 0], "int32"), y_pred)
-
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "beta": self.beta, "dtype": self.dtype}
+        return {**super().get_config(), "beta": self.beta}
 
 
 @keras.saving.register_keras_serializable("ls_keras")
@@ -264,7 +442,7 @@ class DistillationLoss(_FromTeacher):
         ℓ = (1 − β) H(y, p(1)) + β c H(pᵗ(T), p(Tₛ)),    ∂ℓ/∂z = (1 − β) (p(1) − e_y) + β c (p(Tₛ) − pᵗ(T)) / Tₛ
 
     c is 1, or T². It is a cross-entropy, not a divergence: a student that equals its teacher is at the entropy of
-    pᵗ(T), and the gradient there is 0.
+    pᵗ(T), and the gradient there is 0. A class that the teacher masks by −∞ costs nothing.
 
     Args:
         beta: The teacher's share β in [0, 1]; 1 in the paper's CIFAR-10 students.
@@ -297,15 +475,16 @@ class DistillationLoss(_FromTeacher):
         dtype: str | None = None,
     ) -> None:
         super().__init__(beta, name, reduction, dtype)
-        for argument, value in (("temperature", temperature), ("student_temperature", student_temperature)):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"`{argument}` must be a finite number above 0; received {value}.")
-        self.temperature, self.student_temperature = float(temperature), float(student_temperature)
+        self.temperature = _number("temperature", temperature)
+        self.student_temperature = _number("student_temperature", student_temperature)
+        for argument in ("temperature", "student_temperature"):
+            if not 0 < getattr(self, argument) < math.inf:
+                raise ValueError(f"`{argument}` must be a finite number above 0; received {getattr(self, argument)}.")
         self.scale_by_temperature_squared = bool(scale_by_temperature_squared)
 
     def from_teacher(self, teacher_logits: Any, logits: Any) -> Any:
         target = ops.softmax(teacher_logits / self.temperature, axis=-1)
-        loss = -ops.sum(target * ops.log_softmax(logits / self.student_temperature, axis=-1), axis=-1)
+        loss = _crossentropy(target, ops.log_softmax(logits / self.student_temperature, axis=-1))
         return self.temperature**2 * loss if self.scale_by_temperature_squared else loss
 
     def get_config(self) -> dict[str, Any]:
@@ -322,6 +501,8 @@ class LogitMatching(_FromTeacher):
     """Cross-entropy with the labels, mixed with half the squared error of the logits.
 
         ℓ = (1 − β) H(y, p) + β ½ Σ_k (z_k − v_k)²,    ∂ℓ/∂z = (1 − β) (p − e_y) + β (z − v)
+
+    A class that both mask by −∞ does not count, in sums and means; one that only one masks makes the loss infinite.
 
     Args:
         beta: The teacher's share β in [0, 1]; 0.6 in the paper's MNIST student.
@@ -355,11 +536,13 @@ class LogitMatching(_FromTeacher):
         self.over_classes, self.centred = over_classes, bool(centred)
 
     def from_teacher(self, teacher_logits: Any, logits: Any) -> Any:
-        difference = logits - teacher_logits
+        masked = ops.logical_and(ops.equal(logits, -math.inf), ops.equal(teacher_logits, -math.inf))
+        number = ops.sum(ops.cast(ops.logical_not(masked), logits.dtype), axis=-1, keepdims=True)
+        difference = ops.where(masked, 0.0, logits) - ops.where(masked, 0.0, teacher_logits)
         if self.centred:
-            difference = difference - ops.mean(difference, axis=-1, keepdims=True)
-        squares = ops.square(difference)
-        return 0.5 * (ops.sum if self.over_classes == "sum" else ops.mean)(squares, axis=-1)
+            difference = ops.where(masked, 0.0, difference - ops.sum(difference, axis=-1, keepdims=True) / number)
+        squares = 0.5 * ops.sum(ops.square(difference), axis=-1)
+        return squares if self.over_classes == "sum" else squares / number[..., 0]
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "over_classes": self.over_classes, "centred": self.centred}
@@ -369,74 +552,119 @@ class _Smoothing:
     """The mix of a target with a prior, and its cross-entropy for integer labels.
 
     In both conventions a label y becomes a_y e_y + c_y q: c = α and a = 1 − α for `"all"`;
-    c_y = α/(1 − q_y) and a_y = 1 − α − c_y q_y for `"others"`.
+    c_y = α/(1 − q_y) and a_y = 1 − α − c_y q_y for `"others"`. So a_y + c_y = 1.
     """
 
     def __init__(self, alpha: float, convention: Convention = "all", prior: Sequence[float] | None = None) -> None:
-        if not 0 <= alpha < 1:
+        self.alpha = _number("alpha", alpha)
+        if not 0 <= self.alpha < 1:
             raise ValueError(f"`alpha` must be in [0, 1); received {alpha}. Use 0.1 for 10 % smoothing.")
         if convention not in ("all", "others"):
             raise ValueError(
                 f'`convention` must be "all" (α/K to every class, the paper) or "others" (α/(K−1) to the wrong '
                 f"ones, tensor2tensor); received {convention!r}."
             )
-        self.alpha = float(alpha)
         self.convention = convention
         self.prior = None if prior is None else _checked_prior(prior, convention)
 
     def of_targets(self, targets: Any) -> Any:
-        on, mass = self._coefficients(targets.shape[-1], targets.dtype)
+        size = num_classes(targets)
+        on, mass = self._coefficients(size, targets.dtype)
         if self.convention == "all":
-            return on * targets + mass * self._prior(targets.shape[-1], targets.dtype)
+            return on * targets + mass * self._prior(size, targets.dtype)
         spread = ops.sum(targets * mass, axis=-1, keepdims=True)
-        return on * targets + spread * self._prior(targets.shape[-1], targets.dtype)
+        return on * targets + spread * self._prior(size, targets.dtype)
 
-    def crossentropy(self, labels: Any, logits: Any) -> Any:
+    def crossentropy(self, labels: Any, logits: Any, fault: Any) -> Any:
         """Return the loss `[...]` of integer labels `[...]` under logits `[..., K]`, with its own gradient."""
-        num_classes = logits.shape[-1]
-        on, mass = self._coefficients(num_classes, logits.dtype)
-        prior = self._prior(num_classes, logits.dtype)
-        valid = ops.logical_and(labels >= 0, labels < num_classes)
-        index = ops.expand_dims(ops.where(valid, labels, 0), -1)
+        size, index = num_classes(logits), ops.expand_dims(labels, -1)
+        on, mass = self._coefficients(size, logits.dtype)
         if self.convention == "others" and self.prior is not None:
             on, mass = ops.take(on, index), ops.take(mass, index)
-        poison = ops.cast(ops.where(valid, 0.0, float("nan")), logits.dtype)
-        on = on + ops.expand_dims(poison, -1)
+        on = on + ops.expand_dims(fault, -1)
+        mass = None if self.alpha == 0 else ops.convert_to_tensor(mass, logits.dtype)
+        prior = None if self.prior is None else self._prior(size, logits.dtype)
+        value, slope = _as_fast_as_possible(logits)
 
         @ops.custom_gradient
         def of_logits(z: Any) -> tuple[Any, Any]:
-            # One softmax serves both passes. Its largest value is at least 1/K, so its logarithm is safe.
-            probabilities = ops.softmax(z, axis=-1)
-            top = ops.max(z, axis=-1, keepdims=True)
-            log_top = ops.log(ops.max(probabilities, axis=-1, keepdims=True))
-            z_prior = ops.mean(z, -1, keepdims=True) if self.prior is None else _weighted_sum(z, prior)
-            loss = on * (top - _pick(z, index)) + mass * (top - z_prior) - log_top
+            loss, top, log_sum = value(z, index, on, mass, prior)
 
             def gradient(*upstream: Any) -> Any:
-                g = upstream[-1]
-                return _add_at(probabilities * g - (mass * g) * prior, index, -on * g)
+                return slope(z, index, top, log_sum, upstream[-1], on, mass, prior)
 
             return loss, gradient
 
         return ops.squeeze(of_logits(logits), -1)
 
-    def _prior(self, num_classes: int, dtype: str) -> Any:
+    def _prior(self, size: Any, dtype: str) -> Any:
         if self.prior is None:
-            return 1.0 / num_classes
-        if len(self.prior) != num_classes:
-            raise ValueError(f"`prior` has {len(self.prior)} classes, but the logits have {num_classes}.")
-        return ops.cast(self.prior, dtype)
+            return 1.0 / ops.cast(size, dtype)
+        if isinstance(size, int) and len(self.prior) != size:
+            raise ValueError(f"`prior` has {len(self.prior)} classes, but the logits have {size}.")
+        return ops.convert_to_tensor(self.prior, dtype)
 
-    def _coefficients(self, num_classes: int, dtype: str) -> tuple[Any, Any]:
+    def _coefficients(self, size: Any, dtype: str) -> tuple[Any, Any]:
         if self.convention == "all":
             return 1.0 - self.alpha, self.alpha
-        prior = self._prior(num_classes, dtype)
+        prior = self._prior(size, dtype)
         mass = self.alpha / (1.0 - prior)
         return 1.0 - self.alpha - mass * prior, mass
 
 
-def _weighted_sum(values: Any, weights: Any) -> Any:
-    return ops.matmul(values, ops.expand_dims(weights, -1))
+def _value(z: Any, index: Any, on: Any, mass: Any, prior: Any) -> tuple[Any, Any, Any]:
+    """Return the losses `[..., 1]`, and the largest logit z* and ln Σ_k exp(z_k − z*), from which p comes again.
+
+    All is taken relative to z*, so that an offset common to all logits costs no digits.
+    """
+    top = ops.max(z, axis=-1, keepdims=True)
+    below = z - top
+    log_sum = ops.log(ops.sum(ops.exp(below), axis=-1, keepdims=True))
+    own = _pick(z, index) - top
+    loss = log_sum - on * own
+    if mass is not None and prior is None:
+        loss = loss - mass * ops.mean(below, axis=-1, keepdims=True)
+    elif mass is not None:
+        loss = loss - mass * ops.sum(prior * ops.where(prior > 0, below, 0.0), axis=-1, keepdims=True)
+    # A label of probability 0 costs +∞, where the terms of "others" may be ∞ − ∞.
+    return ops.where(ops.equal(own, -math.inf), on - on + math.inf, loss), top, log_sum
+
+
+def _slope(z: Any, index: Any, top: Any, log_sum: Any, upstream: Any, on: Any, mass: Any, prior: Any) -> Any:
+    """Return upstream · (p − a e_y − c q), and 0 for rows that the loss does not depend on, whatever they hold."""
+    slope = upstream * ops.exp(z - top - log_sum)
+    if mass is not None:
+        share = 1.0 / ops.cast(num_classes(z), z.dtype) if prior is None else prior
+        slope = slope - (upstream * mass) * share
+    here = ops.equal(ops.arange(num_classes(z), dtype=index.dtype), index)
+    slope = ops.where(here, slope - upstream * on, slope)
+    return ops.where(ops.equal(upstream, 0.0), 0.0, slope)
+
+
+def _as_fast_as_possible(logits: Any) -> tuple[Callable, Callable]:
+    """Return `_value` and `_slope`, compiled where the surrounding graph is not and the vocabulary is large.
+
+    On a CPU, Keras does not compile training steps; each operation of these two would then be a pass over memory.
+    On an accelerator it compiles the whole step.
+    """
+    if keras.backend.backend() == "tensorflow" and (logits.shape[-1] or 0) >= _LARGE_VOCABULARY:
+        import tensorflow as tf  # noqa: PLC0415 (other backends run without it)
+
+        if all(device.device_type == "CPU" for device in tf.config.list_physical_devices()):
+            return _compiled(_value), _compiled(_slope)
+    return _value, _slope
+
+
+@functools.cache
+def _compiled(function: Callable) -> Callable:
+    import tensorflow as tf  # noqa: PLC0415 (other backends run without it)
+
+    return tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
+
+
+def _crossentropy(targets: Any, log_probabilities: Any) -> Any:
+    """Return −Σ_k t_k ln p_k over the last axis, with 0 · ln 0 = 0."""
+    return -ops.sum(targets * ops.where(ops.equal(targets, 0.0), 0.0, log_probabilities), axis=-1)
 
 
 def _pick(values: Any, index: Any) -> Any:
@@ -449,51 +677,47 @@ def _pick(values: Any, index: Any) -> Any:
     return ops.take_along_axis(values, index, axis=-1)
 
 
-def _add_at(values: Any, index: Any, amount: Any) -> Any:
-    """Add `amount [..., 1]` to `values [..., K]` at `index [..., 1]`.
+def _that_count(weights: Any, mask: Any) -> Any:
+    """Return which positions have a weight other than 0 and are not masked, bool `[...]`; None for all."""
+    if weights is None:
+        return mask
+    weighty = ops.not_equal(weights, 0.0)
+    return weighty if mask is None else ops.logical_and(weighty, mask)
 
-    A scatter would copy the values, which doubles the memory of a large vocabulary and is slower compiled.
-    """
-    here = ops.equal(ops.arange(values.shape[-1], dtype=index.dtype), index)
-    return ops.where(here, _pick(values, index) + amount, values)
+
+def _mean_over_replicas(total: Any, denominator: Any) -> Any:
+    """Return total / denominator, both summed over the replicas of `tf.distribute`; see `reduce_weighted`."""
+    sums = _over_replicas([total, denominator])
+    whole, denominator = sums or (total, denominator)
+    if getattr(_trace, "denominators", None) is not None:
+        _trace.denominators.append(denominator)
+    mean = ops.divide_no_nan(total, denominator)
+    # The value is that of the whole batch, the gradient this replica's part of it.
+    return mean if sums is None else mean + ops.stop_gradient(ops.divide_no_nan(whole, denominator) - mean)
 
 
-def _class_indices(y_true: Any, y_pred: Any) -> Any:
-    """Integer labels `[...]`, or `None` if `y_true` has a column per class."""
-    labels, logits = tuple(np.shape(y_true)), tuple(np.shape(y_pred))
-    if len(logits) < 2:
-        raise ValueError(f"Logits must have shape [..., num_classes] with a batch axis; received {logits}.")
-    if len(labels) == len(logits) and labels[-1] == logits[-1] and logits[-1] != 1:
+def _over_replicas(local: list[Any]) -> list[Any] | None:
+    """Return the mean of the first and the sum of the second number over the replicas; None where there is one."""
+    if keras.backend.backend() != "tensorflow":
         return None
-    if len(labels) == len(logits) and labels[-1] == 1:
-        y_true = ops.squeeze(y_true, -1)
-        labels = labels[:-1]
-    if len(labels) != len(logits) - 1 or any(
-        None not in (a, b) and a != b for a, b in zip(labels, logits[:-1], strict=True)
-    ):
-        raise ValueError(
-            f"Labels must have the logits' shape without the last axis (class indices) or with it (one-hot or "
-            f"soft targets); received labels {labels} and logits {logits}."
-        )
-    return ops.cast(y_true, "int32")
+    import tensorflow as tf  # noqa: PLC0415 (other backends run without it)
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return None
+    total, denominator = context.all_reduce("SUM", [tf.stop_gradient(value) for value in local])
+    return [total / context.num_replicas_in_sync, denominator]
 
 
-def _check_host_labels(y_true: Any, y_pred: Any, ignore_class: int | None = None) -> None:
-    if not isinstance(y_true, np.ndarray | list | tuple):
-        return
-    labels, num_classes = np.asarray(y_true), np.shape(y_pred)[-1]
-    if labels.ndim == np.ndim(y_pred) and labels.shape[-1] == num_classes:
-        return
-    wrong = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignore_class)]
-    if wrong.size:
-        raise ValueError(
-            f"Labels must be in [0, {num_classes}), the number of logits; received {wrong.size} outside, the "
-            f"first being {wrong[0]}. Number the classes from 0, or name pads with `ignore_class`."
-        )
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise ValueError(f"`{name}` must be a real number; received {value!r}.")
+    return float(value)
 
 
 def _checked_prior(prior: Sequence[float], convention: Convention) -> np.ndarray:
-    values = np.asarray(prior, "float64")
+    values = np.asarray(prior)
+    values = values.astype("float64") if values.dtype.kind in "iuf" else np.full((), np.nan)
     if values.ndim != 1 or not np.all(values >= 0) or abs(values.sum() - 1) > 1e-5:
         raise ValueError(
             "`prior` must be one non-negative number per class, summing to 1; received shape "
