@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from ls_keras.targets import (
+    checked_ignore_class,
+    crossentropy,
     have_columns,
     ignored,
     mask_of,
@@ -251,14 +253,11 @@ class SmoothedCrossentropy(_OverLogits):
         *,
         from_logits: bool = True,
     ) -> None:
-        if ignore_class is not None:
-            if not isinstance(ignore_class, numbers.Integral) or isinstance(ignore_class, bool):
-                raise ValueError(f"`ignore_class` must be a whole number or None; received {ignore_class!r}.")
-            ignore_class = int(ignore_class)
-            reduction = "mean_with_sample_weight" if reduction in _MEANS else reduction
+        self.ignore_class = checked_ignore_class(ignore_class)
+        if ignore_class is not None and reduction in _MEANS:
+            reduction = "mean_with_sample_weight"
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.smoothing = _Smoothing(alpha, convention, prior)
-        self.ignore_class = ignore_class
         self.from_logits = bool(from_logits)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
@@ -268,8 +267,8 @@ class SmoothedCrossentropy(_OverLogits):
             y_true = ops.where(skipped, ops.zeros_like(y_true), y_true)
         labels = read_labels(y_true, y_pred)
         if labels.targets is not None:
-            return _crossentropy(self.smoothing.of_targets(labels.targets), ops.log_softmax(y_pred)) + labels.fault
-        losses = self.smoothing.crossentropy(labels.indices, y_pred, labels.fault)
+            return crossentropy(self.smoothing.of_targets(labels.targets), ops.log_softmax(y_pred)) + labels.fault
+        losses = self.smoothing.of_indices(labels.indices, y_pred, labels.fault)
         return losses if skipped is None else ops.where(skipped, 0.0, losses)
 
     def _without(self, y_true: Any, logits: Any, counts: Any) -> tuple[Any, Any]:
@@ -327,12 +326,12 @@ class ConfidencePenalty(_OverLogits):
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         log_probabilities = ops.log_softmax(y_pred)
-        entropy = _crossentropy(ops.exp(log_probabilities), log_probabilities)
+        entropy = crossentropy(ops.exp(log_probabilities), log_probabilities)
         labels = read_labels(y_true, y_pred)
         if labels.targets is not None:
-            hard = _crossentropy(labels.targets, log_probabilities) + labels.fault
+            hard = crossentropy(labels.targets, log_probabilities) + labels.fault
         else:
-            hard = _Smoothing(0.0).crossentropy(labels.indices, y_pred, labels.fault)
+            hard = _Smoothing(0.0).of_indices(labels.indices, y_pred, labels.fault)
         return hard - self.beta * entropy
 
     def get_config(self) -> dict[str, Any]:
@@ -367,7 +366,7 @@ def distillation_targets(labels: Any, teacher_logits: Any) -> Any:
     fault = refuse_probabilities(logits)
     read = read_labels(labels, logits)
     if columns:
-        hard = ops.max(read.targets, axis=-1) >= 1
+        hard = ops.max(read.targets, axis=-1, initial=0.0) >= 1
         if seen(hard) is not None and not seen(hard).all():
             raise ValueError(
                 "Labels beside a teacher's logits must be class indices or one-hot rows; received soft targets. Mix "
@@ -420,7 +419,7 @@ class _FromTeacher(_OverLogits):
         # A term of weight 0 is left out: it may be infinite, and 0 · ∞ would make the loss NaN.
         if self.beta < 1:
             labels = read_labels(y_true[..., 0], y_pred)
-            hard = _Smoothing(0.0).crossentropy(labels.indices, y_pred, labels.fault)
+            hard = _Smoothing(0.0).of_indices(labels.indices, y_pred, labels.fault)
             losses = (1 - self.beta) * hard
         if self.beta > 0:
             losses = losses + self.beta * self.from_teacher(ops.cast(y_true[..., 1:], y_pred.dtype), y_pred)
@@ -484,7 +483,7 @@ class DistillationLoss(_FromTeacher):
 
     def from_teacher(self, teacher_logits: Any, logits: Any) -> Any:
         target = ops.softmax(teacher_logits / self.temperature, axis=-1)
-        loss = _crossentropy(target, ops.log_softmax(logits / self.student_temperature, axis=-1))
+        loss = crossentropy(target, ops.log_softmax(logits / self.student_temperature, axis=-1))
         return self.temperature**2 * loss if self.scale_by_temperature_squared else loss
 
     def get_config(self) -> dict[str, Any]:
@@ -575,7 +574,7 @@ class _Smoothing:
         spread = ops.sum(targets * mass, axis=-1, keepdims=True)
         return on * targets + spread * self._prior(size, targets.dtype)
 
-    def crossentropy(self, labels: Any, logits: Any, fault: Any) -> Any:
+    def of_indices(self, labels: Any, logits: Any, fault: Any) -> Any:
         """Return the loss `[...]` of integer labels `[...]` under logits `[..., K]`, with its own gradient."""
         size, index = num_classes(logits), ops.expand_dims(labels, -1)
         on, mass = self._coefficients(size, logits.dtype)
@@ -617,7 +616,8 @@ def _value(z: Any, index: Any, on: Any, mass: Any, prior: Any) -> tuple[Any, Any
 
     All is taken relative to z*, so that an offset common to all logits costs no digits.
     """
-    top = ops.max(z, axis=-1, keepdims=True)
+    # Without `initial`, Keras refuses an empty batch.
+    top = ops.max(z, axis=-1, keepdims=True, initial=-math.inf)
     below = z - top
     log_sum = ops.log(ops.sum(ops.exp(below), axis=-1, keepdims=True))
     own = _pick(z, index) - top
@@ -660,11 +660,6 @@ def _compiled(function: Callable) -> Callable:
     import tensorflow as tf  # noqa: PLC0415 (other backends run without it)
 
     return tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
-
-
-def _crossentropy(targets: Any, log_probabilities: Any) -> Any:
-    """Return −Σ_k t_k ln p_k over the last axis, with 0 · ln 0 = 0."""
-    return -ops.sum(targets * ops.where(ops.equal(targets, 0.0), 0.0, log_probabilities), axis=-1)
 
 
 def _pick(values: Any, index: Any) -> Any:

@@ -1,30 +1,145 @@
-"""Streaming metrics over logits; every state is a sum, so batches and replicas add up."""
+"""Streaming metrics over logits; every state is a sum, so batches and replicas add up.
 
-from typing import Any
+Labels, predictions and weights mean what they mean to `ls_keras.losses`: class indices, one-hot or soft labels; logits,
+or probabilities with `from_logits=False`; masked positions and those of `ignore_class` or weight 0 do not count.
+"""
+
+import math
+import numbers
+from typing import Any, NamedTuple
+
+from ls_keras.targets import (
+    checked_ignore_class,
+    crossentropy,
+    have_columns,
+    ignored,
+    mask_of,
+    num_classes,
+    read_labels,
+    read_logits,
+    read_weights,
+    refuse_labels,
+    refuse_probabilities,
+    seen,
+)
 
 import keras
+import numpy as np
 from keras import ops
 
 
-class _OverLogits(keras.metrics.Metric):
-    """A metric of logits `[..., num_classes]` and class indices `[...]` or one-hot targets."""
+class _Sum:
+    """A running sum in two float32 numbers, exact to about 48 bits on every backend.
 
-    def _flatten(self, y_true: Any, y_pred: Any, sample_weight: Any) -> tuple[Any, Any, Any]:
-        """Return labels `[n]`, log-probabilities `[n, num_classes]` and weights `[n]`."""
-        y_true, logits = ops.convert_to_tensor(y_true), ops.cast(y_pred, "float32")
-        num_classes = logits.shape[-1]
-        if len(y_true.shape) == len(logits.shape) and y_true.shape[-1] == num_classes:
-            y_true = ops.argmax(y_true, axis=-1)
-        log_probabilities = ops.log_softmax(ops.reshape(logits, (-1, num_classes)))
-        labels = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        if sample_weight is None:
-            weights = ops.ones_like(log_probabilities[:, 0])
-        else:
-            weights = ops.cast(sample_weight, "float32")
-            if len(weights.shape) == len(logits.shape) - 2:
-                weights = ops.expand_dims(weights, -1)
-            weights = ops.reshape(ops.broadcast_to(weights, ops.shape(logits)[:-1]), (-1,))
-        return labels, log_probabilities, weights
+    float64 would do on TensorFlow, but JAX makes float32 of it without a word, in which 2²⁴ + 1 = 2²⁴.
+    """
+
+    def __init__(self, metric: keras.metrics.Metric, name: str, shape: tuple[int, ...] = ()) -> None:
+        self.high, self.low = (
+            metric.add_variable(shape, initializer="zeros", dtype="float32", name=part)
+            for part in (name, f"{name}_low")
+        )
+
+    def add(self, amount: Any) -> None:
+        amount = ops.cast(amount, "float32")
+        before = ops.convert_to_tensor(self.high)
+        after = before + amount
+        added = after - before
+        # Knuth's two-sum: what rounding took from `after`.
+        self.low.assign_add((before - (after - added)) + (amount - added))
+        self.high.assign(after)
+
+    def __call__(self) -> Any:
+        return ops.convert_to_tensor(self.high) + ops.convert_to_tensor(self.low)
+
+    def less(self, other: "_Sum") -> Any:
+        """Return this sum less another one, without losing what lies in their low parts."""
+        return (ops.convert_to_tensor(self.high) - ops.convert_to_tensor(other.high)) + (
+            ops.convert_to_tensor(self.low) - ops.convert_to_tensor(other.low)
+        )
+
+
+class _Rows(NamedTuple):
+    """A batch in rows: those that do not count are empty and weigh 0.
+
+    Attributes:
+        log_probabilities: `[n, K]`.
+        labels: int32 `[n]`; of one-hot and soft labels the largest.
+        targets: `[n, K]`, or None for class indices.
+        weights: `[n]`.
+        fault: `[n]`, 0, or NaN where a label or a prediction is none.
+    """
+
+    log_probabilities: Any
+    labels: Any
+    targets: Any
+    weights: Any
+    fault: Any
+
+
+class _OverLogits(keras.metrics.Metric):
+    """A metric of logits `[..., num_classes]` and labels of any kind."""
+
+    def __init__(self, name: str, dtype: str | None, ignore_class: int | None, from_logits: bool) -> None:
+        super().__init__(name=name, dtype=dtype)
+        self.ignore_class, self.from_logits = checked_ignore_class(ignore_class), bool(from_logits)
+
+    def _read(self, y_true: Any, y_pred: Any, sample_weight: Any) -> _Rows:
+        columns = have_columns(y_true, y_pred)
+        mask, logits = mask_of(y_pred), read_logits(y_pred, self.from_logits, "float32")
+        position = logits[..., 0]
+        weights, mask = read_weights(sample_weight, mask, position, "float32")
+        weights = ops.ones_like(position) if weights is None else weights
+        if mask is not None:
+            weights = ops.where(mask, weights, 0.0)
+        skipped = None if columns else ignored(y_true, y_pred, self.ignore_class)
+        if skipped is not None:
+            weights = ops.where(skipped, 0.0, weights)
+        visible = seen(weights)
+        if visible is not None and visible.min(initial=0) < 0:
+            raise ValueError(f"Sample weights of a metric must not be negative; received {visible.min()}.")
+        counts = ops.not_equal(weights, 0.0)
+        refuse_labels(y_true, logits, counts)
+        probabilities = refuse_probabilities(logits, counts)
+        labels, size = read_labels(y_true, logits), num_classes(logits)
+        logits = ops.where(ops.expand_dims(counts, -1), logits, 0.0)
+        fault = ops.where(counts, labels.fault + probabilities, 0.0)
+        indices = ops.argmax(labels.targets, axis=-1) if columns else labels.indices
+        return _Rows(
+            ops.reshape(ops.log_softmax(logits), (-1, size)),
+            ops.cast(ops.reshape(indices, (-1,)), "int32"),
+            ops.reshape(labels.targets, (-1, size)) if columns else None,
+            ops.reshape(weights, (-1,)),
+            ops.reshape(fault, (-1,)),
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "ignore_class": self.ignore_class,
+            "from_logits": self.from_logits,
+        }
+
+
+class _Mean(_OverLogits):
+    """A weighted mean over all rows seen of what `_values` gives for each."""
+
+    def __init__(self, name: str, dtype: str | None, ignore_class: int | None, from_logits: bool) -> None:
+        super().__init__(name, dtype, ignore_class, from_logits)
+        self.total, self.weight = _Sum(self, "total"), _Sum(self, "weight")
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        rows = self._read(y_true, y_pred, sample_weight)
+        values = ops.where(ops.equal(rows.weights, 0.0), 0.0, self._values(rows)) + rows.fault
+        self.total.add(ops.sum(rows.weights * values))
+        self.weight.add(ops.sum(rows.weights))
+
+    def _values(self, rows: _Rows) -> Any:
+        raise NotImplementedError
+
+    def result(self) -> Any:
+        return ops.divide_no_nan(self.total(), self.weight())
 
 
 @keras.saving.register_keras_serializable("ls_keras")
@@ -34,16 +149,17 @@ class ExpectedCalibrationError(_OverLogits):
         ECE = Σ_m (n_m / n) |accuracy_m − confidence_m|
 
     Confidences fall into equal-width bins ((m−1)/M, m/M]; a confidence of exactly 1 is in the last bin. The
-    state is three sums per bin in double precision (weights, correct weights, confidences), never a mean of
-    per-batch values.
+    state is three sums per bin (weights, correct weights, confidences), never a mean of per-batch values.
 
     Args:
         num_bins: Number of bins M.
+        ignore_class: Class index of positions that do not count (pads); None if every label is a class.
+        from_logits: False if the model ends in a softmax.
         name: Metric name.
-        dtype: As in `keras.metrics.Metric`; the sums are double precision all the same.
+        dtype: As in `keras.metrics.Metric`; the sums are kept to 48 bits all the same.
 
     Raises:
-        ValueError: If `num_bins` is not a positive integer.
+        ValueError: If `num_bins` is not a positive integer; of labels, predictions and weights as the losses.
 
     Example:
         >>> ece = ExpectedCalibrationError()
@@ -52,78 +168,128 @@ class ExpectedCalibrationError(_OverLogits):
     Reference: Guo et al. (2017), "On calibration of modern neural networks".
     """
 
-    def __init__(self, num_bins: int = 15, name: str = "ece", dtype: str | None = None) -> None:
-        super().__init__(name=name, dtype=dtype)
-        if num_bins < 1 or num_bins != int(num_bins):
-            raise ValueError(f"`num_bins` must be a positive integer; received {num_bins}.")
+    def __init__(
+        self,
+        num_bins: int = 15,
+        name: str = "ece",
+        dtype: str | None = None,
+        *,
+        ignore_class: int | None = -1,
+        from_logits: bool = True,
+    ) -> None:
+        super().__init__(name, dtype, ignore_class, from_logits)
+        if isinstance(num_bins, bool) or not isinstance(num_bins, numbers.Integral) or num_bins < 1:
+            raise ValueError(f"`num_bins` must be a positive integer; received {num_bins!r}.")
         self.num_bins = int(num_bins)
-        shape = (self.num_bins,)
-        self.weight = self.add_variable(shape, initializer="zeros", dtype="float64", name="weight")
-        self.correct = self.add_variable(shape, initializer="zeros", dtype="float64", name="correct")
-        self.confidence = self.add_variable(shape, initializer="zeros", dtype="float64", name="confidence")
+        self.weight = _Sum(self, "weight", (self.num_bins,))
+        self.correct = _Sum(self, "correct", (self.num_bins,))
+        self.confidence = _Sum(self, "confidence", (self.num_bins,))
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        labels, log_probabilities, weights = self._flatten(y_true, y_pred, sample_weight)
-        confidence = ops.exp(ops.max(log_probabilities, axis=-1))
-        correct = ops.cast(ops.equal(ops.cast(ops.argmax(log_probabilities, axis=-1), "int32"), labels), "float32")
-        bins = ops.cast(ops.ceil(ops.cast(confidence, "float64") * self.num_bins), "int32") - 1
-        bins = ops.clip(bins, 0, self.num_bins - 1)
-        # A row of weight 0 is padding: it must not count even if its logits are not finite.
-        confidence, weights = ops.where(weights > 0, confidence, 0.0), ops.cast(weights, "float64")
-        for variable, values in (
-            (self.weight, weights),
-            (self.correct, weights * ops.cast(correct, "float64")),
-            (self.confidence, weights * ops.cast(confidence, "float64")),
+        rows = self._read(y_true, y_pred, sample_weight)
+        confidence = ops.exp(ops.max(rows.log_probabilities, axis=-1, initial=-math.inf))
+        edges = np.arange(1, self.num_bins, dtype=np.float64) / self.num_bins
+        bins = ops.searchsorted(ops.convert_to_tensor(edges, "float32"), confidence, side="left")
+        for total, values in (
+            (self.weight, rows.weights),
+            (self.correct, rows.weights * _is_correct(rows)),
+            (self.confidence, rows.weights * confidence + rows.fault),
         ):
-            variable.assign_add(ops.segment_sum(values, bins, num_segments=self.num_bins))
+            total.add(ops.segment_sum(values, bins, num_segments=self.num_bins))
 
     def result(self) -> Any:
-        gap = ops.sum(ops.absolute(self.correct - self.confidence))
-        return ops.cast(ops.divide_no_nan(gap, ops.sum(self.weight)), "float32")
+        return ops.divide_no_nan(ops.sum(ops.absolute(self.correct.less(self.confidence))), ops.sum(self.weight()))
 
     def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "num_bins": self.num_bins}
+        return {**super().get_config(), "num_bins": self.num_bins}
 
 
 @keras.saving.register_keras_serializable("ls_keras")
-class NegativeLogLikelihood(_OverLogits):
-    """Mean −log p(label) in nats, never smoothed, whatever loss the model was compiled with.
+class Accuracy(_Mean):
+    """Share of the rows whose largest logit is that of the label (the first one of a tie).
+
+    Keras's accuracies each take labels of one kind and silently compare the wrong axes of another.
 
     Args:
+        ignore_class: Class index of positions that do not count (pads); None if every label is a class.
+        from_logits: False if the model ends in a softmax.
         name: Metric name.
-        dtype: As in `keras.metrics.Metric`; the sums are double precision all the same.
+        dtype: As in `keras.metrics.Metric`; the sums are kept to 48 bits all the same.
+
+    Raises:
+        ValueError: Of labels, predictions and weights as the losses.
+
+    Example:
+        >>> Accuracy()([1, 0], [[0.0, 2.0], [0.0, 2.0]])
+        0.5
+    """
+
+    def __init__(
+        self,
+        name: str = "accuracy",
+        dtype: str | None = None,
+        *,
+        ignore_class: int | None = -1,
+        from_logits: bool = True,
+    ) -> None:
+        super().__init__(name, dtype, ignore_class, from_logits)
+
+    def _values(self, rows: _Rows) -> Any:
+        return _is_correct(rows)
+
+
+@keras.saving.register_keras_serializable("ls_keras")
+class NegativeLogLikelihood(_Mean):
+    """Mean −log p(label) in nats, never smoothed, whatever loss the model was compiled with.
+
+    Of soft labels it is the mean under the label, −Σ_k t_k log p_k: in all cases what `SmoothedCrossentropy(alpha=0)`
+    gives.
+
+    Args:
+        ignore_class: Class index of positions that do not count (pads); None if every label is a class.
+        from_logits: False if the model ends in a softmax.
+        name: Metric name.
+        dtype: As in `keras.metrics.Metric`; the sums are kept to 48 bits all the same.
+
+    Raises:
+        ValueError: Of labels, predictions and weights as the losses.
 
     Example:
         >>> NegativeLogLikelihood()([1], [[0.0, 0.0, 0.0]])  # ln 3 = 1.0986
     """
 
-    def __init__(self, name: str = "nll", dtype: str | None = None) -> None:
-        super().__init__(name=name, dtype=dtype)
-        self.total = self.add_variable((), initializer="zeros", dtype="float64", name="total")
-        self.weight = self.add_variable((), initializer="zeros", dtype="float64", name="weight")
+    def __init__(
+        self,
+        name: str = "nll",
+        dtype: str | None = None,
+        *,
+        ignore_class: int | None = -1,
+        from_logits: bool = True,
+    ) -> None:
+        super().__init__(name, dtype, ignore_class, from_logits)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        labels, log_probabilities, weights = self._flatten(y_true, y_pred, sample_weight)
-        picked = ops.take_along_axis(log_probabilities, ops.expand_dims(labels, -1), axis=-1)
-        nll = ops.cast(ops.where(weights > 0, -ops.squeeze(picked, -1), 0.0), "float64")
-        weights = ops.cast(weights, "float64")
-        self.total.assign_add(ops.sum(weights * nll))
-        self.weight.assign_add(ops.sum(weights))
-
-    def result(self) -> Any:
-        return ops.cast(ops.divide_no_nan(self.total, self.weight), "float32")
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype}
+    def _values(self, rows: _Rows) -> Any:
+        if rows.targets is not None:
+            return crossentropy(rows.targets, rows.log_probabilities)
+        return -ops.take_along_axis(rows.log_probabilities, ops.expand_dims(rows.labels, -1), axis=-1)[:, 0]
 
 
-def classification(num_bins: int = 15) -> list[keras.metrics.Metric]:
+def classification(
+    num_bins: int = 15, *, ignore_class: int | None = -1, from_logits: bool = True
+) -> list[keras.metrics.Metric]:
     """Return what every classifier here is watched by: accuracy, unsmoothed NLL (nats) and ECE.
 
     Give them to `compile(weighted_metrics=...)`: held-out batches are padded with rows of weight 0.
+
+    Args:
+        num_bins: Bins of the ECE.
+        ignore_class: Class index of positions that do not count, as in the loss.
+        from_logits: False if the model ends in a softmax.
     """
-    return [
-        keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-        NegativeLogLikelihood(),
-        ExpectedCalibrationError(num_bins),
-    ]
+    options = {"ignore_class": ignore_class, "from_logits": from_logits}
+    return [Accuracy(**options), NegativeLogLikelihood(**options), ExpectedCalibrationError(num_bins, **options)]
+
+
+def _is_correct(rows: _Rows) -> Any:
+    predicted = ops.cast(ops.argmax(rows.log_probabilities, axis=-1), "int32")
+    return ops.cast(ops.equal(predicted, rows.labels), "float32")

@@ -4,6 +4,8 @@ What cannot mean what it must is refused with a sentence: shapes and types alway
 (NumPy arrays, lists, eager tensors). Inside a compiled step, where no sentence can be raised, it becomes NaN.
 """
 
+import math
+import numbers
 from typing import Any, NamedTuple
 
 import keras
@@ -259,6 +261,20 @@ def ignored(y_true: Any, y_pred: Any, ignore_class: int | None) -> Any:
     return ops.equal(labels, ops.cast(ignore_class, labels.dtype))
 
 
+def checked_ignore_class(ignore_class: int | None) -> int | None:
+    """Return `ignore_class` if it is a whole number or None, and refuse it with a ValueError otherwise."""
+    if ignore_class is None:
+        return None
+    if isinstance(ignore_class, bool) or not isinstance(ignore_class, numbers.Integral):
+        raise ValueError(f"`ignore_class` must be a whole number or None; received {ignore_class!r}.")
+    return int(ignore_class)
+
+
+def crossentropy(targets: Any, log_probabilities: Any) -> Any:
+    """Return −Σ_k t_k ln p_k over the last axis, with 0 · ln 0 = 0."""
+    return -ops.sum(targets * ops.where(ops.equal(targets, 0.0), 0.0, log_probabilities), axis=-1)
+
+
 def mask_of(y_pred: Any) -> Any:
     """Return the mask that Keras's layers carry along with a tensor, or None."""
     return getattr(y_pred, "_keras_mask", None)
@@ -294,8 +310,10 @@ def _made_by(y_pred: Any) -> tuple[str | None, Any]:
 
 def _are_distributions(rows: Any, bound: Any) -> Any:
     rows = ops.cast(rows, "float32")
+    # Without `initial`, Keras refuses an empty batch.
     return ops.logical_and(
-        ops.min(rows, axis=-1) >= 0, ops.abs(ops.sum(rows, axis=-1) - 1.0) <= ops.cast(bound, "float32")
+        ops.min(rows, axis=-1, initial=math.inf) >= 0,
+        ops.abs(ops.sum(rows, axis=-1) - 1.0) <= ops.cast(bound, "float32"),
     )
 
 
