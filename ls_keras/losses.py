@@ -78,13 +78,13 @@ def smooth_labels(
     smoothing = _Smoothing(alpha, convention, prior)
     shape = tuple(np.shape(targets))
     rows = ops.convert_to_tensor(targets)
-    if not keras.backend.is_float_dtype(rows.dtype):
-        if len(shape) < 2:
-            raise ValueError(
-                f"Expected one-hot or soft targets [..., num_classes]; received whole numbers of shape {shape}, which "
-                "look like class indices. Pass keras.ops.one_hot(indices, num_classes), or one row as floats."
-            )
-        rows = ops.cast(rows, keras.backend.floatx())
+    floating = keras.backend.is_float_dtype(rows.dtype)
+    if not shape or shape[-1] == 1 or (len(shape) == 1 and not floating):
+        raise ValueError(
+            f"Expected one-hot or soft targets [..., num_classes]; received {rows.dtype} of shape {shape}, which look "
+            "like class indices. Pass keras.ops.one_hot(indices, num_classes), or a single row as floats."
+        )
+    rows = rows if floating else ops.cast(rows, keras.backend.floatx())
     batch = rows if len(shape) > 1 else ops.expand_dims(rows, 0)
     have_columns(batch, batch)
     refuse_labels(batch, batch)
@@ -535,12 +535,13 @@ class LogitMatching(_FromTeacher):
         self.over_classes, self.centred = over_classes, bool(centred)
 
     def from_teacher(self, teacher_logits: Any, logits: Any) -> Any:
-        masked = ops.logical_and(ops.equal(logits, -math.inf), ops.equal(teacher_logits, -math.inf))
+        own, its = ops.equal(logits, -math.inf), ops.equal(teacher_logits, -math.inf)
+        masked, apart = ops.logical_and(own, its), ops.any(ops.logical_xor(own, its), axis=-1)
         number = ops.sum(ops.cast(ops.logical_not(masked), logits.dtype), axis=-1, keepdims=True)
         difference = ops.where(masked, 0.0, logits) - ops.where(masked, 0.0, teacher_logits)
         if self.centred:
             difference = ops.where(masked, 0.0, difference - ops.sum(difference, axis=-1, keepdims=True) / number)
-        squares = 0.5 * ops.sum(ops.square(difference), axis=-1)
+        squares = ops.where(apart, math.inf, 0.5 * ops.sum(ops.square(difference), axis=-1))
         return squares if self.over_classes == "sum" else squares / number[..., 0]
 
     def get_config(self) -> dict[str, Any]:

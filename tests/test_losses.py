@@ -1,6 +1,13 @@
 import json
 
-from ls_keras.losses import ConfidencePenalty, SmoothedCrossentropy, smooth_labels
+from ls_keras.losses import (
+    ConfidencePenalty,
+    DistillationLoss,
+    LogitMatching,
+    SmoothedCrossentropy,
+    distillation_targets,
+    smooth_labels,
+)
 
 import keras
 import numpy as np
@@ -17,11 +24,11 @@ def reference_target(label, num_classes, alpha, convention, prior):
     """The smoothed one-hot row, written class by class from the definition."""
     q = np.full(num_classes, 1 / num_classes) if prior is None else np.asarray(prior)
     row = np.empty(num_classes)
+    others = sum(q[j] for j in range(num_classes) if j != label)
     for k in range(num_classes):
         if convention == "all":
             row[k] = (1 - alpha) * (k == label) + alpha * q[k]
         else:
-            others = sum(q[j] for j in range(num_classes) if j != label)
             row[k] = 1 - alpha if k == label else alpha * q[k] / others
     return row
 
@@ -246,16 +253,465 @@ def test_a_large_vocabulary_in_sequences_follows_the_definition(convention, with
     np.testing.assert_allclose(received, gradient.reshape(2, 3, 1500), atol=1e-6)
 
 
-def test_integer_labels_never_become_one_hot():
-    """Floating arrays of the logits' size: softmax and gradient, which the runtime puts in one buffer."""
-    step = tf.function(lambda y, z: gradient_of(SmoothedCrossentropy(0.1), y, z)).get_concrete_function(
-        tf.TensorSpec((8,), "int32"), tf.TensorSpec((8, 2000), "float32")
-    )
-    made = {
+def step_of(num_classes):
+    function = tf.function(lambda y, z: gradient_of(SmoothedCrossentropy(0.1, ignore_class=-1), y, z))
+    return function.get_concrete_function(tf.TensorSpec((8,), "int32"), tf.TensorSpec((8, num_classes), "float32"))
+
+
+def made_at_full_size(graph, num_classes):
+    return [
         operation.type
-        for operation in step.graph.get_operations()
+        for operation in graph.get_operations()
         for tensor in operation.outputs
-        if tensor.dtype.is_floating and tensor.shape.rank and tensor.shape.num_elements() == 16000
-    }
+        if tensor.dtype.is_floating and tensor.shape.rank and tensor.shape.num_elements() == 8 * num_classes
+    ]
+
+
+def test_a_large_vocabulary_makes_no_array_of_the_logits_size_but_the_gradient():
+    """Value and gradient are one compiled call each; what else is named moves nothing."""
+    made = made_at_full_size(step_of(5000).graph, 5000)
+    assert made.count("StatefulPartitionedCall") + made.count("PartitionedCall") == 1
     # Fill is the gradient of an identity of the logits that nothing reads; it is pruned.
-    assert made == {"Placeholder", "Softmax", "Mul", "Sub", "SelectV2", "Identity", "IdentityN", "Fill"}
+    moves = {"Placeholder", "Identity", "IdentityN", "Reshape", "Fill"}
+    assert set(made) <= moves | {"StatefulPartitionedCall", "PartitionedCall"}
+    calls = [op for op in step_of(5000).graph.get_operations() if op.type.endswith("PartitionedCall")]
+    assert sum(b"XlaMustCompile" in op.node_def.SerializeToString() for op in calls) or all(
+        step_of(5000).graph._get_function(op.get_attr("f").name).cached_definition.attr["_XlaMustCompile"].b
+        for op in calls
+    )
+
+
+def test_integer_labels_never_become_one_hot():
+    assert "OneHot" not in made_at_full_size(step_of(100).graph, 100)
+    assert "OneHot" not in {operation.type for operation in step_of(100).graph.get_operations()}
+
+
+# --- Masked classes
+
+
+MASKED = np.array([[2.0, 1.0, -np.inf, 0.5], [0.0, 3.0, -np.inf, -1.0]], "float32")
+WITHOUT = MASKED[:, [0, 1, 3]]
+
+
+@pytest.mark.parametrize("mask", [-np.inf, -1e9])
+@pytest.mark.parametrize("num_classes", [4, 5000])
+@pytest.mark.parametrize("kind", ["index", "one-hot"])
+def test_a_masked_class_costs_nothing_where_its_target_is_zero(mask, num_classes, kind):
+    """Value and gradient are those of the classes that are left."""
+    labels = np.array([0, 3])
+    logits = np.full((2, num_classes), mask, "float32")
+    logits[:, [0, 1, 3]] = WITHOUT
+    y = labels if kind == "index" else np.eye(num_classes, dtype="float32")[labels]
+    expected, gradient = reference([0, 2], WITHOUT, 0.0)
+    value, received = loss_and_gradient(SmoothedCrossentropy(0.0, reduction="sum"), y, logits)
+    assert value == pytest.approx(expected.sum(), rel=1e-6)
+    np.testing.assert_allclose(received[:, [0, 1, 3]], gradient, atol=1e-6)
+    assert np.all(received[:, 2] == 0)
+    penalty = ConfidencePenalty(0.5, reduction="sum")
+    value, received = loss_and_gradient(penalty, y, logits)
+    less, rest = loss_and_gradient(penalty, np.array([0, 2]), WITHOUT)
+    assert value == pytest.approx(less, rel=1e-6)
+    np.testing.assert_allclose(received[:, [0, 1, 3]], rest, atol=1e-6)
+
+
+@pytest.mark.parametrize("convention", ["all", "others"])
+@pytest.mark.parametrize("kind", ["index", "one-hot"])
+def test_a_prior_without_mass_on_a_masked_class_leaves_it_alone(convention, kind):
+    prior, labels = [0.2, 0.3, 0.0, 0.5], np.array([0, 3])
+    y = labels if kind == "index" else np.eye(4, dtype="float32")[labels]
+    expected, gradient = reference([0, 2], WITHOUT, 0.3, convention, [0.2, 0.3, 0.5])
+    value, received = loss_and_gradient(SmoothedCrossentropy(0.3, convention, prior, reduction="sum"), y, MASKED)
+    assert value == pytest.approx(expected.sum(), rel=1e-6)
+    np.testing.assert_allclose(received[:, [0, 1, 3]], gradient, atol=1e-6)
+    assert np.all(received[:, 2] == 0)
+
+
+@pytest.mark.parametrize("convention", ["all", "others"])
+@pytest.mark.parametrize("kind", ["index", "one-hot"])
+def test_mass_on_a_masked_class_costs_infinity(convention, kind):
+    for labels, alpha in (([0, 3], 0.1), ([2, 2], 0.0), ([2, 2], 0.1)):
+        y = np.array(labels) if kind == "index" else np.eye(4, dtype="float32")[labels]
+        value, gradient = loss_and_gradient(SmoothedCrossentropy(alpha, convention, reduction=None), y, MASKED)
+        assert np.all(np.isposinf(value))
+        assert np.all(np.isfinite(gradient))
+
+
+def test_a_class_that_the_teacher_masks_costs_the_student_nothing():
+    generator = np.random.default_rng(8)
+    teacher, student = (generator.normal(size=(3, 4)).astype("float32") for _ in range(2))
+    teacher[:, 2] = student[0, 2] = -np.inf
+    packed = distillation_targets(np.array([0, 1, 3]), teacher)
+    loss = DistillationLoss(beta=0.6, temperature=2.0, reduction=None)
+    p = softmax(teacher.astype(float) / 2, -1)
+    log_q = log_softmax(student.astype(float), -1)
+    expected = -0.6 * (p[:, [0, 1, 3]] * log_q[:, [0, 1, 3]]).sum(-1) - 0.4 * log_q[[0, 1, 2], [0, 1, 3]]
+    value, gradient = loss_and_gradient(loss, packed, student)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    hard = np.eye(4)[[0, 1, 3]]
+    np.testing.assert_allclose(gradient, np.exp(log_q) - 0.6 * p - 0.4 * hard, atol=1e-6)
+
+
+@pytest.mark.parametrize("over_classes", ["sum", "mean"])
+@pytest.mark.parametrize("centred", [False, True])
+def test_logit_matching_leaves_out_what_both_mask(over_classes, centred):
+    generator = np.random.default_rng(9)
+    teacher, student = (generator.normal(size=(2, 4)).astype("float32") for _ in range(2))
+    teacher[:, 1] = student[:, 1] = -np.inf
+    d = (student - np.where(np.isinf(teacher), 0, teacher))[:, [0, 2, 3]].astype(float)
+    d = d - d.mean(-1, keepdims=True) * centred
+    expected = 0.5 * getattr(np, over_classes)(d**2, axis=-1)
+    loss = LogitMatching(1.0, over_classes, centred, reduction=None)
+    value, gradient = loss_and_gradient(loss, distillation_targets([0, 0], teacher), student)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(gradient[:, [0, 2, 3]], d / (3 if over_classes == "mean" else 1), atol=1e-6)
+    assert np.all(gradient[:, 1] == 0)
+    student[:, 1] = 0.0
+    assert np.all(np.isposinf(loss(distillation_targets([0, 0], teacher), student)))
+
+
+# --- Rows that do not count
+
+
+def losses_over_labels():
+    return {
+        "smoothed": (SmoothedCrossentropy(0.1), lambda y: y),
+        "smoothed, one-hot": (SmoothedCrossentropy(0.1), lambda y: np.eye(5, dtype="float32")[y]),
+        "smoothed, others": (SmoothedCrossentropy(0.1, "others", PRIOR), lambda y: y),
+        "penalty": (ConfidencePenalty(0.5), lambda y: y),
+        "distillation": (DistillationLoss(0.5), packed),
+        "matching": (LogitMatching(0.5), packed),
+    }
+
+
+def packed(y):
+    teacher = np.random.default_rng(1).normal(size=(*np.shape(y), 5)).astype("float32")
+    return np.concatenate([np.asarray(y, "float32")[..., None], teacher], -1)
+
+
+@pytest.mark.parametrize("name", losses_over_labels())
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rows_of_weight_zero_may_hold_anything(name, compiled):
+    loss, of_labels = losses_over_labels()[name]
+    generator = np.random.default_rng(10)
+    z, y = generator.normal(size=(4, 5)).astype("float32"), of_labels(np.array([0, 1, 2, 3]))
+    weights = np.array([1.0, 0.0, 2.0, 0.0], "float32")
+    clean, gradient = gradient_of(lambda y, z: loss(y, z, weights), y, tf.constant(z))
+    z[1], z[3] = np.nan, [np.inf, -np.inf, 1, 2, 3]
+    y = np.array(y)
+    y[1] = -7 if y.ndim == 1 else np.nan
+    step = lambda y, z: gradient_of(lambda y, z: loss(y, z, tf.constant(weights)), y, z)  # noqa: E731
+    value, received = (tf.function(step) if compiled else step)(tf.constant(y), tf.constant(z))
+    assert float(value) == pytest.approx(float(clean), rel=1e-6)
+    np.testing.assert_allclose(received, gradient, atol=1e-7)
+    assert np.all(received[1::2] == 0)
+
+
+@pytest.mark.parametrize("name", losses_over_labels())
+@pytest.mark.parametrize("shape", [(), (2,), (2, 1), (2, 3), (2, 3, 1)])
+@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean_with_sample_weight", "sum", None])
+def test_weights_of_any_shape_weigh_each_position(name, shape, reduction):
+    loss, of_labels = losses_over_labels()[name]
+    generator = np.random.default_rng(11)
+    z, y = generator.normal(size=(2, 3, 5)).astype("float32"), of_labels(generator.integers(0, 5, (2, 3)))
+    weights = generator.uniform(0.5, 2, shape).astype("float32")
+    each = np.array(
+        [[float(loss(y[i : i + 1, j : j + 1], z[i : i + 1, j : j + 1])) for j in range(3)] for i in range(2)]
+    )
+    full = np.broadcast_to(
+        weights[..., 0] if len(shape) == 3 else weights.reshape(shape + (1,) * (2 - len(shape))), (2, 3)
+    )
+    expected = {
+        "sum_over_batch_size": (full * each).sum() / 6,
+        "mean_with_sample_weight": (full * each).sum() / full.sum(),
+        "sum": (full * each).sum(),
+        None: full * each,
+    }[reduction]
+    loss.reduction = reduction
+    np.testing.assert_allclose(loss(y, z, weights), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_keras_masks_mean_what_they_mean_to_keras(weighted):
+    generator = np.random.default_rng(12)
+    z, y = tf.constant(generator.normal(size=(2, 4, 3)).astype("float32")), generator.integers(0, 3, (2, 4))
+    z._keras_mask = tf.constant([[True, True, False, False], [True, False, True, True]])
+    weights = generator.uniform(0.5, 2, (2, 4)).astype("float32") if weighted else None
+    stock = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    np.testing.assert_allclose(SmoothedCrossentropy(0.0)(y, z, weights), stock(y, z, weights), rtol=1e-6)
+    stock = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
+    ours = SmoothedCrossentropy(0.0, reduction="mean_with_sample_weight")
+    np.testing.assert_allclose(ours(y, z, weights), stock(y, z, weights), rtol=1e-6)
+
+
+def test_pads_masks_and_weights_together():
+    generator = np.random.default_rng(13)
+    z, y = generator.normal(size=(2, 4, 3)).astype("float32"), np.array([[0, 1, 2, -1], [-1, 2, 0, 1]])
+    mask = np.array([[True, True, False, True], [True, True, True, True]])
+    weights = generator.uniform(0.5, 2, (2, 4)).astype("float32")
+    weights[1, 3] = 0
+    kept = (y >= 0) & mask
+    expected = np.average(reference(y[kept], z[kept], 0.1)[0], weights=weights[kept])
+    tensor = tf.constant(z)
+    tensor._keras_mask = tf.constant(mask)
+    for ignore in (-1, np.int64(-1)):
+        value = SmoothedCrossentropy(0.1, ignore_class=ignore)(y, tensor, weights)
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_nothing_that_counts_is_zero_with_no_gradient():
+    z = tf.constant(np.random.default_rng(14).normal(size=(2, 3)).astype("float32"))
+    for loss, y, weights in (
+        (SmoothedCrossentropy(0.1, ignore_class=-1), [-1, -1], None),
+        (SmoothedCrossentropy(0.1, reduction="mean_with_sample_weight"), [0, 1], [0.0, 0.0]),
+        (ConfidencePenalty(0.1), [0, 1], [0.0, 0.0]),
+    ):
+        value, gradient = gradient_of(lambda y, z, f=loss, w=weights: f(y, z, w), y, z)
+        assert float(value) == 0
+        assert np.all(gradient == 0)
+    for loss in (SmoothedCrossentropy(0.1), ConfidencePenalty(0.1)):
+        assert float(loss(np.zeros(0, int), np.zeros((0, 3), "float32"))) == 0
+
+
+# --- Probabilities
+
+
+def network(*layers):
+    return keras.Sequential([keras.Input((6,)), *layers])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        lambda: [keras.layers.Dense(4, activation="softmax")],
+        lambda: [keras.layers.Dense(4), keras.layers.Softmax()],
+        lambda: [keras.layers.Dense(4), keras.layers.Activation("softmax", dtype="float16")],
+        lambda: [keras.layers.Dense(8, activation="softmax"), keras.layers.Reshape((8,))],
+        lambda: [keras.layers.Dense(4, activation="sigmoid")],
+    ],
+)
+@pytest.mark.parametrize("make", [SmoothedCrossentropy, ConfidencePenalty])
+def test_a_softmax_head_is_refused_when_the_step_is_built(head, make):
+    model = network(*head())
+    model.compile("sgd", make())
+    with pytest.raises(ValueError, match=r"output of a (softmax|sigmoid).*from_logits=False"):
+        model.fit(np.ones((4, 6), "float32"), np.arange(4) % 4, verbose=0)
+
+
+def test_a_softmax_head_trains_to_the_same_weights_by_name():
+    x, y = np.random.default_rng(15).normal(size=(12, 6)).astype("float32"), np.arange(12) % 4
+    trained = []
+    for activation in (None, "softmax"):
+        keras.utils.set_random_seed(0)
+        model = network(keras.layers.Dense(4, activation=activation))
+        model.compile(keras.optimizers.SGD(0.5), SmoothedCrossentropy(0.1, from_logits=activation is None))
+        trained.append((model.fit(x, y, verbose=0, epochs=3).history["loss"], model.get_weights()[0]))
+    np.testing.assert_allclose(trained[0][0], trained[1][0], rtol=1e-5)
+    np.testing.assert_allclose(trained[0][1], trained[1][1], atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("rows", [1, 2, 40])
+def test_probabilities_are_refused_in_sight_and_nan_out_of_sight(dtype, rows):
+    p = tf.nn.softmax(np.random.default_rng(16).normal(size=(rows, 10)).astype("float32") * 3)
+    p, y = tf.cast(tf.cast(p, dtype), "float32"), tf.range(rows) % 10
+    if dtype != "float32" and rows == 1:
+        return  # ten numbers that sum to 1 to within 0.4 % are no evidence
+    for loss in (SmoothedCrossentropy(0.1), ConfidencePenalty(0.1)):
+        with pytest.raises(ValueError, match="non-negative and sum to 1"):
+            loss(y, p)
+        assert np.isnan(tf.function(loss)(y, p))
+        assert np.isnan(tf.function(loss, jit_compile=True)(y, p))
+        # What does not count says nothing about the others.
+        junk = tf.concat([tf.fill((1, 10), -5.0), p], 0)
+        weights = tf.concat([[0.0], tf.ones(rows)], 0)
+        assert np.isnan(tf.function(loss)(tf.concat([[0], y], 0), junk, weights))
+
+
+def test_a_batch_with_one_row_of_logits_is_of_logits():
+    z = softmax(np.random.default_rng(17).normal(size=(9, 4)), -1).astype("float32")
+    z[6] = [2.0, -1.0, 0.0, 0.0]
+    y = np.arange(9) % 4
+    expected = reference(y, z, 0.1)[0].mean()
+    assert float(SmoothedCrossentropy(0.1)(y, z)) == pytest.approx(expected, rel=1e-6)
+    assert float(tf.function(SmoothedCrossentropy(0.1))(y, z)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [SmoothedCrossentropy, ConfidencePenalty])
+def test_probabilities_by_name_are_their_logarithms(make):
+    z = np.random.default_rng(18).normal(size=(5, 4)).astype("float32")
+    y, p = np.arange(5) % 4, softmax(z, -1)
+    expected = float(make()(y, z))
+    assert float(make(from_logits=False)(y, p)) == pytest.approx(expected, rel=1e-6)
+    assert float(tf.function(make(from_logits=False))(y, p)) == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match="Expected probabilities"):
+        make(from_logits=False)(y, z)
+    assert np.isnan(tf.function(make(from_logits=False))(y, z))
+
+
+def test_a_probability_of_exactly_zero_has_a_gradient():
+    p = np.array([[0.7, 0.3, 0.0]], "float32")
+    value, gradient = loss_and_gradient(SmoothedCrossentropy(0.0, from_logits=False), [0], p)
+    assert value == pytest.approx(-np.log(0.7), rel=1e-6)
+    assert np.all(np.isfinite(gradient))
+
+
+def test_teacher_probabilities_are_refused():
+    p = softmax(np.random.default_rng(19).normal(size=(6, 4)), -1).astype("float32")
+    z, y = np.random.default_rng(20).normal(size=(6, 4)).astype("float32"), np.arange(6) % 4
+    with pytest.raises(ValueError, match="non-negative and sum to 1"):
+        distillation_targets(y, p)
+    packed = np.concatenate([y[:, None], p], -1).astype("float32")
+    with pytest.raises(ValueError, match="non-negative and sum to 1"):
+        DistillationLoss()(packed, z)
+    assert np.isnan(tf.function(DistillationLoss())(packed, z))
+    with pytest.raises(ValueError, match="non-negative and sum to 1"):
+        DistillationLoss()(np.concatenate([y[:, None], z], -1).astype("float32"), p)
+
+
+# --- Labels
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "float32", "float64", "float16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_labels_of_any_type_that_holds_whole_numbers(kind, compiled):
+    z = np.random.default_rng(21).normal(size=(3, 300)).astype("float32")
+    y = np.array([0, 5, 99])
+    loss = SmoothedCrossentropy(0.1)
+    expected = reference(y, z, 0.1)[0].mean()
+    value = (tf.function(loss) if compiled else loss)(tf.constant(y.astype(kind)), tf.constant(z))
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("y", "rule"),
+    [
+        ([0.7, 0.0], "whole numbers"),
+        ([np.nan, 0.0], "whole numbers"),
+        ([2.0**40, 0.0], "whole numbers"),
+        ([[0.5, 0.4, 0.0], [1, 0, 0]], "sum to 1"),
+        ([[1.5, -0.5, 0.0], [1, 0, 0]], "sum to 1"),
+        ([[1, 1, 0], [1, 0, 0]], "sum to 1"),
+    ],
+)
+def test_what_is_no_label_is_refused_in_sight_and_nan_out_of_sight(y, rule):
+    z, y = np.random.default_rng(22).normal(size=(2, 3)).astype("float32"), np.array(y)
+    for loss in (SmoothedCrossentropy(0.1), ConfidencePenalty(0.1)):
+        for labels in (y, y.tolist(), tf.constant(y)):
+            with pytest.raises(ValueError, match=rf"{rule}.*received 1 outside"):
+                loss(labels, z)
+        assert np.isnan(tf.function(loss)(tf.constant(y), z))
+
+
+def test_a_label_of_two_to_the_32_is_not_class_0():
+    z = np.zeros((2, 3), "float32")
+    labels = tf.constant([2**32, 0], "int64")
+    with pytest.raises(ValueError, match="first being 4294967296"):
+        SmoothedCrossentropy(0.1)(labels, z)
+    np.testing.assert_array_equal(
+        np.isnan(tf.function(SmoothedCrossentropy(0.1, reduction=None))(labels, z)), [True, False]
+    )
+
+
+@pytest.mark.parametrize("y", [["a", "b"], [None, 1], [1j, 0]])
+def test_labels_that_are_no_numbers_are_refused(y):
+    with pytest.raises(ValueError, match="Labels must be real numbers"):
+        SmoothedCrossentropy(0.1)(np.array(y), np.ones((2, 3), "float32"))
+
+
+def test_half_precision_cannot_name_every_class():
+    z = np.zeros((1, 4096), "float32")
+    z[0, 2049] = 20.0
+    labels = np.array([2049])
+    expected = np.log1p(4095 * np.exp(-20.0))
+    for dtype in ("float16", "bfloat16"):
+        assert float(SmoothedCrossentropy(0.0, dtype=dtype)(labels, z)) == pytest.approx(expected, abs=1e-4)
+        with pytest.raises(ValueError, match=f"in {dtype} are rounded from"):
+            SmoothedCrossentropy(0.0)(tf.cast(labels, dtype), z)
+
+
+def test_one_hot_labels_beside_a_teacher_are_read_and_soft_ones_refused():
+    v, y = np.random.default_rng(23).normal(size=(2, 3)).astype("float32"), np.array([2, 0])
+    one_hot = np.eye(3, dtype="float32")[y]
+    np.testing.assert_array_equal(distillation_targets(one_hot, v), distillation_targets(y, v))
+    with pytest.raises(ValueError, match="soft targets"):
+        distillation_targets(0.9 * one_hot + 0.1 / 3, v)
+    made = tf.function(distillation_targets)(tf.constant(0.9 * one_hot + 0.1 / 3), tf.constant(v))
+    assert np.all(np.isnan(made[:, 0]))
+    np.testing.assert_array_equal(made[:, 1:], v)
+
+
+@pytest.mark.parametrize("targets", [[2, 0, 1], [0, 1, 0], np.array([[2, 0, 1]]), [[0.5, 0.4]], [[1.0]], [[1.5, -0.5]]])
+def test_smooth_labels_takes_distributions_alone(targets):
+    with pytest.raises(ValueError, match="received"):
+        smooth_labels(targets, 0.1)
+
+
+def test_smooth_labels_of_one_row_and_inside_a_pipeline():
+    row = smooth_labels(tf.one_hot(1, 4), 0.2)
+    np.testing.assert_allclose(row, [0.05, 0.85, 0.05, 0.05], rtol=1e-6)
+    data = tf.data.Dataset.from_tensor_slices(tf.one_hot([1, 3], 4)).map(lambda y: smooth_labels(y, 0.2))
+    np.testing.assert_allclose(np.stack(list(data))[1], [0.05, 0.05, 0.05, 0.85], rtol=1e-6)
+    bad = tf.data.Dataset.from_tensor_slices([[1.0, 1.0]]).map(lambda y: smooth_labels(y, 0.2))
+    assert np.all(np.isnan(next(iter(bad))))
+
+
+# --- Shapes and precision
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, 1e6])
+@pytest.mark.parametrize("convention", ["all", "others"])
+@pytest.mark.parametrize("num_classes", [1000, 5000])
+def test_a_common_offset_changes_nothing(offset, convention, num_classes):
+    generator = np.random.default_rng(24)
+    logits = (generator.normal(size=(4, num_classes)) + offset).astype("float32")
+    labels = generator.integers(0, num_classes, 4)
+    expected, gradient = reference(labels, logits, 0.1, convention)
+    value, received = loss_and_gradient(SmoothedCrossentropy(0.1, convention, reduction="sum"), labels, logits)
+    assert float(value) == pytest.approx(expected.sum(), rel=1e-6)
+    np.testing.assert_allclose(received, gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("convention", ["all", "others"])
+def test_a_number_of_classes_that_the_shape_leaves_open(convention, with_prior):
+    signature = [tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, None], tf.float32)]
+    z, y = np.random.default_rng(25).normal(size=(2, 5)).astype("float32"), np.array([0, 4], "int32")
+    for loss in (SmoothedCrossentropy(0.2, convention, PRIOR if with_prior else None), ConfidencePenalty(0.2)):
+        step = tf.function(lambda y, z, f=loss: gradient_of(f, y, z), input_signature=signature)
+        value, gradient = step(y, z)
+        expected, slope = gradient_of(loss, y, tf.constant(z))
+        assert float(value) == pytest.approx(float(expected), rel=1e-6)
+        np.testing.assert_allclose(gradient, slope, atol=1e-7)
+        assert float(step(np.zeros(0, "int32"), np.zeros((0, 5), "float32"))[0]) == 0
+    with pytest.raises(ValueError, match="indices, or one column per class"):
+        tf.function(SmoothedCrossentropy(0.1)).get_concrete_function(
+            tf.TensorSpec([None, None], tf.int32), tf.TensorSpec([None, None], tf.float32)
+        )
+
+
+def test_one_logit_is_refused():
+    for loss in (SmoothedCrossentropy(0.1), ConfidencePenalty(0.1)):
+        with pytest.raises(ValueError, match="softmax of one logit is always 1"):
+            loss([0, 1], np.zeros((2, 1), "float32"))
+    with pytest.raises(ValueError, match="softmax of one logit is always 1"):
+        DistillationLoss()(np.zeros((2, 2), "float32"), np.zeros((2, 1), "float32"))
+
+
+def test_a_mean_in_half_precision_does_not_overflow():
+    z = np.zeros((3000, 2), "float16")
+    z[:, 0] = 100
+    value = SmoothedCrossentropy(0.0, dtype="float16")(np.ones(3000, int), z)
+    assert float(value) == pytest.approx(100)
+
+
+@pytest.mark.parametrize("make", [SmoothedCrossentropy, ConfidencePenalty, DistillationLoss, LogitMatching])
+@pytest.mark.parametrize("wrong", ["0.1", None, True, [0.1], 0.1j, float("nan"), -0.1, float("inf")])
+def test_a_share_that_is_no_number_is_refused(make, wrong):
+    with pytest.raises(ValueError, match="received"):
+        make(wrong)
+
+
+def test_nan_logits_that_count_make_the_loss_nan():
+    z = np.array([[0.0, 2.0], [np.nan, 1.0]], "float32")
+    for loss in (SmoothedCrossentropy(0.1), ConfidencePenalty(0.1)):
+        assert np.isnan(loss([0, 1], z))
