@@ -39,6 +39,8 @@ Convention = Literal["all", "others"]
 
 # From so many classes on, compiling value and gradient by themselves pays on a CPU.
 _LARGE_VOCABULARY = 4096
+# A mean of logits of up to this size errs by less than what α = 0.1 times it may cost, 1e-5.
+_SMALL_OFFSET = 64.0
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 _trace = threading.local()
 
@@ -612,7 +614,9 @@ class _Smoothing:
         return 1.0 - self.alpha - mass * prior, mass
 
 
-def _value(z: Any, index: Any, on: Any, mass: Any, prior: Any) -> tuple[Any, Any, Any]:
+def _value(
+    z: Any, index: Any, on: Any, mass: Any, prior: Any, mean_below: Callable[[Any, Any], Any] | None = None
+) -> tuple[Any, Any, Any]:
     """Return the losses `[..., 1]`, and the largest logit z* and ln Σ_k exp(z_k − z*), from which p comes again.
 
     All is taken relative to z*, so that an offset common to all logits costs no digits.
@@ -624,11 +628,27 @@ def _value(z: Any, index: Any, on: Any, mass: Any, prior: Any) -> tuple[Any, Any
     own = _pick(z, index) - top
     loss = log_sum - on * own
     if mass is not None and prior is None:
-        loss = loss - mass * ops.mean(below, axis=-1, keepdims=True)
+        loss = loss - mass * (mean_below or _mean_below)(z, top)
     elif mass is not None:
         loss = loss - mass * ops.sum(prior * ops.where(prior > 0, below, 0.0), axis=-1, keepdims=True)
     # A label of probability 0 costs +∞, where the terms of "others" may be ∞ − ∞.
     return ops.where(ops.equal(own, -math.inf), on - on + math.inf, loss), top, log_sum
+
+
+def _mean_below(z: Any, top: Any) -> Any:
+    return ops.mean(z - top, axis=-1, keepdims=True)
+
+
+def _value_on_cpu(z: Any, index: Any, on: Any, mass: Any, prior: Any) -> tuple[Any, Any, Any]:
+    """As `_value`: where XLA compiles for a CPU, a sum of differences first becomes an array of them."""
+
+    def mean_below(z: Any, top: Any) -> Any:
+        def of_small() -> Any:
+            return ops.mean(z, axis=-1, keepdims=True) - top
+
+        return ops.cond(ops.all(ops.abs(top) <= _SMALL_OFFSET), of_small, lambda: _mean_below(z, top))
+
+    return _value(z, index, on, mass, prior, mean_below)
 
 
 def _slope(z: Any, index: Any, top: Any, log_sum: Any, upstream: Any, on: Any, mass: Any, prior: Any) -> Any:
@@ -652,7 +672,7 @@ def _as_fast_as_possible(logits: Any) -> tuple[Callable, Callable]:
         import tensorflow as tf  # noqa: PLC0415 (other backends run without it)
 
         if all(device.device_type == "CPU" for device in tf.config.list_physical_devices()):
-            return _compiled(_value), _compiled(_slope)
+            return _compiled(_value_on_cpu), _compiled(_slope)
     return _value, _slope
 
 

@@ -14,6 +14,8 @@ from keras import ops
 
 # A softmax rounded to bfloat16, of 8 bits, sums to 1 within 2⁻⁸; one of float32 within some 2⁻²⁴.
 _LOOSE, _TIGHT = 2.0**-8, 1e-5
+# Rows that are looked at for probabilities.
+_SAMPLE = 8
 # With so many free numbers, chance alone does not let every row sum to 1 within the loose bound.
 _MUCH_EVIDENCE = 16
 # One-hot and soft rows may be typed by hand: 0.333, 0.333, 0.333.
@@ -150,10 +152,9 @@ def read_logits(y_pred: Any, from_logits: bool, dtype: str) -> Any:
 
 
 def refuse_probabilities(logits: Any, counts: Any = None) -> Any:
-    """Refuse logits whose rows all are probabilities or, inside a compiled step, return NaN for them and else 0.
+    """Refuse logits whose rows are probabilities or, inside a compiled step, return NaN for them and else 0.
 
-    A batch with one row that is no distribution holds logits, so the rest is looked at only if the first row that
-    counts is one.
+    The first rows that count, up to eight, tell: a look at all would cost as much as the loss.
 
     Args:
         logits: `[..., K]`.
@@ -164,28 +165,21 @@ def refuse_probabilities(logits: Any, counts: Any = None) -> Any:
     """
     size = num_classes(logits)
     flat = ops.reshape(logits, (-1, size))
-    kept = None if counts is None else ops.reshape(counts, (-1,))
-    rows = ops.shape(flat)[0] if kept is None else ops.sum(ops.cast(kept, "int32"))
-    bound = ops.where(ops.convert_to_tensor(rows * (size - 1)) >= _MUCH_EVIDENCE, _LOOSE, _TIGHT)
-    visible = seen(flat[:0]) is not None and (kept is None or seen(kept) is not None)
-    # A single row of few logits sums to 1 by chance once in thousands of steps; that must not end a training.
-    enough = (rows >= 1) & (visible | (rows >= 2) | (size >= 8))
-
-    def first() -> Any:
-        row = flat[0] if kept is None else ops.take(flat, ops.argmax(ops.cast(kept, "int32")), axis=0)
-        return _are_distributions(row, bound)
-
-    def every() -> Any:
-        alike = _are_distributions(flat, bound)
-        return ops.all(alike if kept is None else ops.logical_or(alike, ops.logical_not(kept)))
-
-    def no() -> Any:
-        return ops.zeros((), "bool")
-
-    found = ops.cond(ops.cond(enough, first, no), every, no)
-    if visible and bool(found):
+    total = ops.shape(flat)[0]
+    kept = ops.ones((total,), "bool") if counts is None else ops.reshape(counts, (-1,))
+    first = ops.min(ops.where(kept, ops.arange(total, dtype="int32"), total), initial=total)
+    sample = ops.minimum(first + ops.arange(_SAMPLE, dtype="int32")[:total], total - 1)
+    sampled = ops.take(kept, sample, axis=0)
+    rows = ops.sum(ops.cast(sampled, "int32"))
+    bound = ops.where(rows * (size - 1) >= _MUCH_EVIDENCE, _LOOSE, _TIGHT)
+    alike = _are_distributions(ops.take(flat, sample, axis=0), bound)
+    found = ops.logical_and(rows >= 1, ops.all(ops.logical_or(alike, ops.logical_not(sampled))))
+    visible = seen(found)
+    if visible is not None and visible:
         raise ValueError(_probabilities_received("rows that are non-negative and sum to 1, as probabilities do"))
-    return ops.cast(ops.where(found, float("nan"), 0.0), logits.dtype)
+    # A single row of few logits sums to 1 by chance once in thousands of steps; that must not end a training.
+    enough = ops.logical_or(rows >= 2, ops.convert_to_tensor(size >= 8))
+    return ops.cast(ops.where(ops.logical_and(found, enough), float("nan"), 0.0), logits.dtype)
 
 
 def refuse_labels(y_true: Any, y_pred: Any, counts: Any = None) -> None:
