@@ -14,7 +14,7 @@ import math
 import numbers
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ls_keras.targets import (
     checked_ignore_class,
@@ -586,14 +586,14 @@ class _Smoothing:
         on = on + ops.expand_dims(fault, -1)
         mass = None if self.alpha == 0 else ops.convert_to_tensor(mass, logits.dtype)
         prior = None if self.prior is None else self._prior(size, logits.dtype)
-        value, slope = _as_fast_as_possible(logits)
+        pieces = _pieces(logits)
 
         @ops.custom_gradient
         def of_logits(z: Any) -> tuple[Any, Any]:
-            loss, top, log_sum = value(z, index, on, mass, prior)
+            loss, top, total = _value(z, index, on, mass, prior, pieces)
 
             def gradient(*upstream: Any) -> Any:
-                return slope(z, index, top, log_sum, upstream[-1], on, mass, prior)
+                return pieces.slope(z, index, top, total, upstream[-1], on, mass, prior)
 
             return loss, gradient
 
@@ -614,46 +614,44 @@ class _Smoothing:
         return 1.0 - self.alpha - mass * prior, mass
 
 
-def _value(
-    z: Any, index: Any, on: Any, mass: Any, prior: Any, mean_below: Callable[[Any, Any], Any] | None = None
-) -> tuple[Any, Any, Any]:
-    """Return the losses `[..., 1]`, and the largest logit z* and ln Σ_k exp(z_k − z*), from which p comes again.
+def _value(z: Any, index: Any, on: Any, mass: Any, prior: Any, pieces: "_Pieces") -> tuple[Any, Any, Any]:
+    """Return the losses `[..., 1]`, and the largest logit z* and Σ_k exp(z_k − z*), from which p comes again.
 
     All is taken relative to z*, so that an offset common to all logits costs no digits.
     """
     # Without `initial`, Keras refuses an empty batch.
     top = ops.max(z, axis=-1, keepdims=True, initial=-math.inf)
-    below = z - top
-    log_sum = ops.log(ops.sum(ops.exp(below), axis=-1, keepdims=True))
+    total = pieces.sum_of_exponentials(z, top)
     own = _pick(z, index) - top
-    loss = log_sum - on * own
+    loss = ops.log(total) - on * own
     if mass is not None and prior is None:
-        loss = loss - mass * (mean_below or _mean_below)(z, top)
+        loss = loss - mass * pieces.mean_below(z, top)
     elif mass is not None:
-        loss = loss - mass * ops.sum(prior * ops.where(prior > 0, below, 0.0), axis=-1, keepdims=True)
+        loss = loss - mass * ops.sum(prior * ops.where(prior > 0, z - top, 0.0), axis=-1, keepdims=True)
     # A label of probability 0 costs +∞, where the terms of "others" may be ∞ − ∞.
-    return ops.where(ops.equal(own, -math.inf), on - on + math.inf, loss), top, log_sum
+    return ops.where(ops.equal(own, -math.inf), on - on + math.inf, loss), top, total
+
+
+def _sum_of_exponentials(z: Any, top: Any) -> Any:
+    return ops.sum(ops.exp(z - top), axis=-1, keepdims=True)
 
 
 def _mean_below(z: Any, top: Any) -> Any:
     return ops.mean(z - top, axis=-1, keepdims=True)
 
 
-def _value_on_cpu(z: Any, index: Any, on: Any, mass: Any, prior: Any) -> tuple[Any, Any, Any]:
-    """As `_value`: where XLA compiles for a CPU, a sum of differences first becomes an array of them."""
+def _mean_below_in_one_pass(z: Any, top: Any) -> Any:
+    """As `_mean_below`, without an array of differences where the logits are too small for an offset to cost digits."""
 
-    def mean_below(z: Any, top: Any) -> Any:
-        def of_small() -> Any:
-            return ops.mean(z, axis=-1, keepdims=True) - top
+    def of_small() -> Any:
+        return ops.mean(z, axis=-1, keepdims=True) - top
 
-        return ops.cond(ops.all(ops.abs(top) <= _SMALL_OFFSET), of_small, lambda: _mean_below(z, top))
-
-    return _value(z, index, on, mass, prior, mean_below)
+    return ops.cond(ops.all(ops.abs(top) <= _SMALL_OFFSET), of_small, lambda: _mean_below(z, top))
 
 
-def _slope(z: Any, index: Any, top: Any, log_sum: Any, upstream: Any, on: Any, mass: Any, prior: Any) -> Any:
+def _slope(z: Any, index: Any, top: Any, total: Any, upstream: Any, on: Any, mass: Any, prior: Any) -> Any:
     """Return upstream · (p − a e_y − c q), and 0 for rows that the loss does not depend on, whatever they hold."""
-    slope = upstream * ops.exp(z - top - log_sum)
+    slope = (upstream / total) * ops.exp(z - top)
     if mass is not None:
         share = 1.0 / ops.cast(num_classes(z), z.dtype) if prior is None else prior
         slope = slope - (upstream * mass) * share
@@ -662,18 +660,26 @@ def _slope(z: Any, index: Any, top: Any, log_sum: Any, upstream: Any, on: Any, m
     return ops.where(ops.equal(upstream, 0.0), 0.0, slope)
 
 
-def _as_fast_as_possible(logits: Any) -> tuple[Callable, Callable]:
-    """Return `_value` and `_slope`, compiled where the surrounding graph is not and the vocabulary is large.
+class _Pieces(NamedTuple):
+    """The parts of the cross-entropy that touch every logit."""
 
-    On a CPU, Keras does not compile training steps; each operation of these two would then be a pass over memory.
-    On an accelerator it compiles the whole step.
+    sum_of_exponentials: Callable = _sum_of_exponentials
+    mean_below: Callable = _mean_below
+    slope: Callable = _slope
+
+
+def _pieces(logits: Any) -> _Pieces:
+    """Return the parts, those with exponentials compiled where the vocabulary is large and the graph is not compiled.
+
+    On a CPU, Keras does not compile training steps; each operation would then be a pass over memory. On an accelerator
+    it compiles the whole step.
     """
     if keras.backend.backend() == "tensorflow" and (logits.shape[-1] or 0) >= _LARGE_VOCABULARY:
         import tensorflow as tf  # noqa: PLC0415 (other backends run without it)
 
         if all(device.device_type == "CPU" for device in tf.config.list_physical_devices()):
-            return _compiled(_value_on_cpu), _compiled(_slope)
-    return _value, _slope
+            return _Pieces(_compiled(_sum_of_exponentials), _mean_below_in_one_pass, _compiled(_slope))
+    return _Pieces()
 
 
 @functools.cache
