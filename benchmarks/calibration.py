@@ -104,8 +104,10 @@ def main():
         fits["torch L-BFGS, rate .01, 50 steps"] = lambda: lbfgs_temperature(torch, logits, labels)
     report("Temperature", medians(fits, arguments.repeats))
 
+    confidence, correct = calibration.top_label(logits, labels)
     beside = {
-        "bootstrap interval of ECE, 1,000 resamples": lambda: calibration.bootstrap_interval(logits, labels).high,
+        "interval of ECE": lambda: calibration.calibration_interval(logits, labels).high,
+        "interval of ECE from top labels": lambda: calibration.top_label_interval(confidence, correct).high,
         "adaptive ECE": lambda: calibration.adaptive_calibration_error(logits, labels),
         "cross-fitted temperatures": lambda: calibration.cross_fitted(logits, labels).fits[0].temperature,
     }

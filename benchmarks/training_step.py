@@ -3,12 +3,16 @@
     pip install -e '.[benchmarks]' && python benchmarks/training_step.py
 
 A step is forward, backward and a Nesterov update on one fixed batch of 128 images of 32×32×3, through
-`train_on_batch` for Keras. Variants take turns, so that whatever else the machine does hits all alike; the
-table shows medians and their ratio to stock Keras in float32, graph mode. Where TensorFlow sees no accelerator,
+`train_on_batch` for Keras. Each variant lives in a process of its own (TensorFlow and PyTorch do not always bear
+each other in one), and they take turns, one step at a time, so that whatever else the machine does hits all alike;
+the table shows medians and their ratio to stock Keras in float32, graph mode. Where TensorFlow sees no accelerator,
 Keras's `compile()` leaves XLA off by default, and its row repeats the first one: a measure of the noise.
 """
 
 import argparse
+import importlib.metadata
+import importlib.util
+import multiprocessing
 import os
 import platform
 import statistics
@@ -16,45 +20,34 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import ls_keras  # noqa: F401  (silences TensorFlow's start-up log)
-from ls_keras import models
-from ls_keras.models.layers import BatchNormalization, LocalResponseNormalization
-
-import keras
 import numpy as np
-import tensorflow as tf
 
-try:
-    import torch
-    from torch import nn
-except ImportError:
-    torch = None
+# Neither TensorFlow nor PyTorch is imported here: every process begins by importing this file.
 
 BATCH, SHAPE, CLASSES = 128, (32, 32, 3), 10
+NETWORKS = ("resnet", "alexnet")
 BASE = "stock Keras, float32, graph"
-BUILDERS = {"resnet": models.resnet, "alexnet": models.alexnet}
+WARM_UP = 2
+REST = 0.25  # seconds in which the threads of the process before stop looking for work
+
+Step = tuple[Callable[[], float], int]
+"""A function that takes a step and returns the loss, and the network's number of parameters."""
 
 
-class TensorFlowLRN(keras.layers.Layer):
-    """TensorFlow's own kernel, as one would write the network without ours; it has none for bfloat16."""
-
-    def call(self, inputs):
-        outputs = tf.nn.local_response_normalization(tf.cast(inputs, "float32"), 4, 1.0, 0.001 / 9, 0.75)
-        return tf.cast(outputs, inputs.dtype)
+def batch():
+    draw = np.random.default_rng(0)
+    images = draw.standard_normal((BATCH, *SHAPE), dtype="float32")
+    return images, draw.integers(CLASSES, size=BATCH).astype("int32")
 
 
-def stock(layer):
-    """The layer that stock Keras offers in place of ours."""
-    if isinstance(layer, BatchNormalization):
-        return keras.layers.BatchNormalization.from_config(layer.get_config())
-    if isinstance(layer, LocalResponseNormalization):
-        return TensorFlowLRN(name=layer.name)
-    return layer.__class__.from_config(layer.get_config())
+def keras_step(network, *, ours, policy, jit_compile) -> Step:
+    from ls_keras import models
 
+    import keras
+    import tensorflow as tf
 
-def keras_step(network, batch, *, ours, policy, jit_compile) -> Callable[[], float]:
     keras.config.set_dtype_policy(policy)
-    model = BUILDERS[network](SHAPE, CLASSES, seed=0)
+    model = getattr(models, network)(SHAPE, CLASSES, seed=0)
     if not ours:
         model = keras.models.clone_model(model, clone_function=stock)
     model.compile(
@@ -62,12 +55,34 @@ def keras_step(network, batch, *, ours, policy, jit_compile) -> Callable[[], flo
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=jit_compile,
     )
-    keras.config.set_dtype_policy("float32")
-    x, y = (tf.constant(array) for array in batch)
-    return lambda: float(model.train_on_batch(x, y))
+    x, y = (tf.constant(array) for array in batch())
+    return lambda: float(model.train_on_batch(x, y)), sum(w.numpy().size for w in model.trainable_weights)
+
+
+def stock(layer):
+    """The layer that stock Keras offers in place of ours."""
+    from ls_keras.models.layers import BatchNormalization, LocalResponseNormalization
+
+    import keras
+    import tensorflow as tf
+
+    class TensorFlowLRN(keras.layers.Layer):
+        """TensorFlow's own kernel, as one would write the network without ours; it has none for bfloat16."""
+
+        def call(self, inputs):
+            outputs = tf.nn.local_response_normalization(tf.cast(inputs, "float32"), 4, 1.0, 0.001 / 9, 0.75)
+            return tf.cast(outputs, inputs.dtype)
+
+    if isinstance(layer, BatchNormalization):
+        return keras.layers.BatchNormalization.from_config(layer.get_config())
+    if isinstance(layer, LocalResponseNormalization):
+        return TensorFlowLRN(name=layer.name)
+    return layer.__class__.from_config(layer.get_config())
 
 
 def torch_alexnet():
+    from torch import nn
+
     class LRN(nn.LocalResponseNorm):
         def __init__(self):
             super().__init__(size=9, alpha=0.001, beta=0.75, k=1.0)  # PyTorch divides the sum by 9
@@ -84,6 +99,8 @@ def torch_alexnet():
 
 
 def torch_resnet():
+    from torch import nn
+
     class Block(nn.Module):
         def __init__(self, inside, width, stride, first):
             super().__init__()
@@ -109,61 +126,98 @@ def torch_resnet():
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, CLASSES))
 
 
-def torch_step(network, batch) -> Callable[[], float]:
+def torch_step(network) -> Step:
+    import torch
+
     torch.set_num_threads(os.cpu_count())
     model = {"resnet": torch_resnet, "alexnet": torch_alexnet}[network]()
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), 0.001, momentum=0.9, nesterov=True)
-    x = torch.from_numpy(batch[0].transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
-    y = torch.from_numpy(batch[1].astype("int64"))
-    parameters = sum(p.numel() for p in model.parameters())
-    expected = sum(w.numpy().size for w in BUILDERS[network](SHAPE, CLASSES).trainable_weights)
-    if parameters != expected:
-        raise RuntimeError(f"the PyTorch {network} has {parameters} parameters, ours {expected}")
+    images, labels = batch()
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
+    y = torch.from_numpy(labels.astype("int64"))
 
     def step() -> float:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(x)
-        loss = nn.functional.cross_entropy(logits.float(), y)
+        loss = torch.nn.functional.cross_entropy(logits.float(), y)
         loss.backward()
         optimizer.step()
         return loss.item()
 
-    return step
+    return step, sum(p.numel() for p in model.parameters())
 
 
-def variants(network, batch, *, xla) -> dict[str, Callable[[], float]]:
-    def step(**options):
-        return keras_step(network, batch, **options)
+def variants(*, xla) -> dict[str, tuple[Callable[..., Step], dict]]:
+    def keras_variant(ours, policy, jit_compile):
+        return keras_step, {"ours": ours, "policy": policy, "jit_compile": jit_compile}
 
-    steps = {
-        BASE: step(ours=False, policy="float32", jit_compile=False),
-        "stock Keras, compile() defaults": step(ours=False, policy="float32", jit_compile="auto"),
-        "stock Keras, mixed_bfloat16, graph": step(ours=False, policy="mixed_bfloat16", jit_compile=False),
-        "ours, float32, graph": step(ours=True, policy="float32", jit_compile=False),
-        "ours, mixed_bfloat16, graph": step(ours=True, policy="mixed_bfloat16", jit_compile=False),
+    found = {
+        BASE: keras_variant(False, "float32", False),
+        "stock Keras, compile() defaults": keras_variant(False, "float32", "auto"),
+        "stock Keras, mixed_bfloat16, graph": keras_variant(False, "mixed_bfloat16", False),
+        "ours, float32, graph": keras_variant(True, "float32", False),
+        "ours, mixed_bfloat16, graph": keras_variant(True, "mixed_bfloat16", False),
     }
     if xla:
-        steps["stock Keras, float32, XLA"] = step(ours=False, policy="float32", jit_compile=True)
-        steps["ours, mixed_bfloat16, XLA"] = step(ours=True, policy="mixed_bfloat16", jit_compile=True)
-    if torch:
-        steps["PyTorch eager, bfloat16 autocast"] = torch_step(network, batch)
-    return steps
+        found["stock Keras, float32, XLA"] = keras_variant(False, "float32", True)
+        found["ours, mixed_bfloat16, XLA"] = keras_variant(True, "mixed_bfloat16", True)
+    if importlib.util.find_spec("torch"):
+        found["PyTorch eager, bfloat16 autocast"] = torch_step, {}
+    return found
 
 
-def measure(steps, repeats, warm_up=2) -> dict[str, list[float]]:
-    for step in steps.values():
-        for _ in range(warm_up):
-            step()
-    seconds = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, step in steps.items():
-            step()  # brings its own weights and kernels back into the caches
-            start = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+def work(connection, make, network, options) -> None:
+    """In a process of its own: say how large the network is, then time a step whenever asked."""
+    step, parameters = make(network, **options)
+    for _ in range(WARM_UP):
+        step()
+    connection.send(parameters)
+    while connection.recv():
+        step()  # brings its own weights and kernels back into the caches
+        start = time.perf_counter()
+        step()
+        connection.send(time.perf_counter() - start)
+
+
+class Worker:
+    """A variant of the network in a process that waits for its turn."""
+
+    def __init__(self, name, make, network, options):
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, make, network, options), daemon=True)
+        self.process.start()
+        theirs.close()  # so that its end is seen here
+
+    def answer(self):
+        try:
+            return self.connection.recv()
+        except EOFError:
+            self.process.join()
+            raise RuntimeError(f"{self.name}: its process ended with exit code {self.process.exitcode}") from None
+
+    def take_turn(self) -> float:
+        time.sleep(REST)
+        self.connection.send(True)
+        return self.answer()
+
+
+def measure(network, repeats, *, xla) -> dict[str, list[float]]:
+    workers = []
+    try:
+        for name, (make, options) in variants(xla=xla).items():
+            workers.append(Worker(name, make, network, options))
+        sizes = {worker.name: worker.answer() for worker in workers}
+        if len(set(sizes.values())) > 1:
+            raise RuntimeError(f"these are not the same {network}; numbers of parameters: {sizes}")
+        rounds = [[worker.take_turn() for worker in workers] for _ in range(repeats)]
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+    return {worker.name: list(times) for worker, times in zip(workers, zip(*rounds, strict=True), strict=True)}
 
 
 def processor() -> str:
@@ -175,26 +229,23 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--network", choices=[*BUILDERS], nargs="+", default=[*BUILDERS])
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=NETWORKS)
     parser.add_argument("--repeats", type=int, default=10, help="timed steps of each variant")
     parser.add_argument("--xla", action="store_true", help="also measure XLA, which takes minutes to compile")
     arguments = parser.parse_args()
 
-    versions = f"Keras {keras.__version__}, TensorFlow {tf.__version__}"
-    versions += f", PyTorch {torch.__version__}" if torch else ", PyTorch not installed"
-    print(f"{processor()}, {os.cpu_count()} cores; {versions}; batch {BATCH}, {SHAPE}")
-    draw = np.random.default_rng(0)
-    batch = (
-        draw.standard_normal((BATCH, *SHAPE), dtype="float32"),
-        draw.integers(CLASSES, size=BATCH).astype("int32"),
-    )
+    peers = [("Keras", "keras"), ("TensorFlow", "tensorflow"), ("PyTorch", "torch")]
+    versions = [
+        f"{name} {importlib.metadata.version(package)}" for name, package in peers if importlib.util.find_spec(package)
+    ]
+    print(f"{processor()}, {os.cpu_count()} cores; {', '.join(versions)}; batch {BATCH}, {SHAPE}")
     print(f"\n{'network':9}{'variant':37}{'median ms':>10}{'min ms':>9}{'ratio':>7}")
     for network in arguments.network:
-        seconds = measure(variants(network, batch, xla=arguments.xla), arguments.repeats)
+        seconds = measure(network, arguments.repeats, xla=arguments.xla)
         base = statistics.median(seconds[BASE])
         for name, times in seconds.items():
             median = statistics.median(times)
-            print(f"{network:9}{name:37}{1e3 * median:10.0f}{1e3 * min(times):9.0f}{median / base:7.2f}")
+            print(f"{network:9}{name:37}{1e3 * median:10.0f}{1e3 * min(times):9.0f}{median / base:7.2f}", flush=True)
 
 
 if __name__ == "__main__":

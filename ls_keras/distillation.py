@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ls_keras import distribution, files
+from ls_keras.analysis import arguments, endpoints
 from ls_keras.data import Data
 from ls_keras.losses import distillation_targets
 
@@ -22,18 +23,20 @@ import numpy as np
 import tensorflow as tf
 from scipy.optimize import brentq
 
-# Inputs of noise on which a teacher is tried out before training.
+# Inputs on which a teacher is tried out before training.
 _TRIAL_ROWS = 8
 # Values of a float64 block of probabilities: 32 MiB.
 _CHUNK_SIZE = 2**22
+# Softmax outputs sum to 1 so nearly in bfloat16, of 8 bits.
+_SUM_TOLERANCE = 2.0**-7
 
 
 @dataclass(frozen=True, eq=False)
 class Teacher:
     """A trained network, as its students see it; made by `load_teacher`.
 
-    Call it with a batch `[n, *input_shape]` for float32 logits `[n, num_classes]`, in inference mode and without
-    gradient. Its variables are nobody's: a model that holds it neither trains nor saves them.
+    Call it with a batch `[n, *input_shape]` of any size for float32 logits `[n, num_classes]`, in inference mode and
+    without gradient. Its variables are nobody's: a model that holds it neither trains nor saves them.
 
     Attributes:
         name: The SavedModel's folder, or the Keras model's name.
@@ -74,7 +77,7 @@ def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shap
     Args:
         teacher: Folder of a SavedModel with a function or signature `serve` (or, without one, the signature
             `serving_default`) from inputs to logits, as `experiment.export` and Keras's `Model.export` write it; or a
-            Keras model that returns logits.
+            Keras model that returns logits. Of several outputs it is the one named `logits`.
         num_classes: K, of the data and of the student.
         input_shape: Shape of one example, as the student receives it.
 
@@ -83,37 +86,35 @@ def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shap
 
     Raises:
         FileNotFoundError: No SavedModel in that folder.
-        ValueError: It has no such endpoint, does not take such inputs, has another number of classes, or returns
-            probabilities.
+        ValueError: It is damaged, has no such endpoint, does not take such inputs, has several outputs and none named
+            `logits`, another number of classes, or returns probabilities.
 
     Example:
         >>> teacher = load_teacher("saved_models/mnist_mlp/digits/saved_model", 10, (8, 8, 1))
         >>> teacher(np.zeros((5, 8, 8, 1), "float32")).shape
         TensorShape([5, 10])
     """
-    input_shape = tuple(input_shape)
-    if isinstance(teacher, keras.Model):
-        name, path = teacher.name, None
-        function = tf.function(lambda x: teacher(x, training=False), autograph=False)
-    else:
-        path = Path(teacher)
-        name, function = str(path), _serve(path)
-    loaded = Teacher(name, num_classes, input_shape, path, function)
-    noise = np.random.default_rng(0).normal(size=(_TRIAL_ROWS, *input_shape)).astype(np.float32)
+    input_shape, path = tuple(input_shape), None if isinstance(teacher, keras.Model) else Path(teacher)
+    name, endpoint = (teacher.name, _of_model(teacher)) if path is None else (str(path), _serve(path))
+    loaded = Teacher(name, num_classes, input_shape, path, lambda x: endpoints.logits_of(endpoint(x), endpoint.name))
+    dtype = endpoint.spec.dtype if endpoint.spec else tf.float32
     try:
-        logits = loaded(tf.constant(noise)).numpy()
-    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as problem:
+        outputs = endpoint(endpoints.trial_inputs((_TRIAL_ROWS, *input_shape), dtype))
+    except ValueError as problem:
         raise ValueError(
-            f"The teacher {name} does not take inputs of shape [n, {', '.join(map(str, input_shape))}] and type "
-            f"float32, those of the student. Choose a teacher of images of this size. It says: {problem}"
+            f"The teacher {name} does not take inputs of shape [n, {', '.join(map(str, input_shape))}], those of the "
+            f"student. Choose a teacher of such inputs. {problem}"
         ) from problem
+    logits = tf.cast(endpoints.logits_of(outputs, endpoint.name), tf.float32).numpy()
     if logits.shape != (_TRIAL_ROWS, num_classes):
         raise ValueError(
             f"The teacher {name} makes outputs of shape [n, {', '.join(map(str, logits.shape[1:]))}], expected "
             f"[n, {num_classes}]: one logit for each class of the data. Choose a teacher trained on the same data."
         )
-    if not np.isfinite(logits).all():
-        raise ValueError(f"The teacher {name} returns NaN or infinity on noise of variance 1: its training diverged.")
+    if not np.isfinite(logits.max(axis=1)).all():  # a class masked by −∞ is none of this
+        raise ValueError(
+            f"The teacher {name} returns NaN or infinity on inputs between 0 and 1: its training diverged."
+        )
     if _are_probabilities(logits):
         raise ValueError(
             f"The teacher {name} returns probabilities: no output is negative and all rows sum to 1. Export it without "
@@ -223,15 +224,16 @@ def equivalent_smoothing(logits: np.ndarray, labels: np.ndarray, temperature: fl
     the training set; take `teacher_logits` of the examples as they are (the paper does not say whether augmented).
 
     Args:
-        logits: The teacher's, `[N, K]`.
-        labels: Integers `[N]`.
+        logits: The teacher's, `[N, K]`. A class at −∞ has probability 0.
+        labels: Integers `[N]` or `[N, 1]`, floats that are whole numbers, or one-hot rows `[N, K]`.
         temperature: T > 0.
 
     Returns:
         γ, from 0 (always certain and right) through 1 (uniform) to K/(K − 1) (always certain and wrong).
 
     Raises:
-        ValueError: Shapes, labels or temperature that do not fit, logits that are not finite or are probabilities.
+        ValueError: Shapes, labels or temperature that do not fit, logits that are probabilities or hold NaN, +∞ or
+            rows of −∞ alone.
 
     Example:
         >>> equivalent_smoothing(np.log([[0.91, 0.03, 0.03, 0.03]]), np.array([0]))  # 0.09 * 4/3 = 0.12
@@ -252,19 +254,20 @@ def matching_temperature(logits: np.ndarray, labels: np.ndarray, gamma: float) -
     falls, until the mean logit under p(T) has come down to the label's; if that is above the plain mean, it rises from
     there. Together they start at γ(0⁺), the error rate times K/(K − 1), end at 1, and may meet γ* more than once on the
     way. The result is the warmest of these crossings, as far as a scale of temperatures in steps of 2 tells them apart:
-    what is warmer is softer than γ*.
+    what is warmer is softer than γ*. Of a row with m classes above −∞ the last 1 becomes (1 − 1/m) K/(K − 1), if its
+    label is one of them.
 
     Args:
-        logits: The teacher's, `[N, K]`.
-        labels: Integers `[N]`.
+        logits: The teacher's, `[N, K]`. A class at −∞ has probability 0.
+        labels: Integers `[N]` or `[N, 1]`, floats that are whole numbers, or one-hot rows `[N, K]`.
         gamma: γ* in (0, 1).
 
     Returns:
         T, to a relative error of about 1e-12.
 
     Raises:
-        ValueError: No temperature, in steps of 2, reaches γ*: the message says what is reached. Or as in
-            `equivalent_smoothing`.
+        ValueError: No temperature, in steps of 2, reaches γ*, or none above which all are softer: the message says
+            what is reached. Or as in `equivalent_smoothing`.
 
     Example:
         One example of two classes, the right logit ahead by 2: γ(T) = 2 / (1 + exp(2/T)), so γ* = 0.5 is reached at
@@ -278,11 +281,22 @@ def matching_temperature(logits: np.ndarray, labels: np.ndarray, gamma: float) -
         raise ValueError(
             f"`gamma` must be in (0, 1); received {gamma}. γ is 0 for hard targets and 1 for uniform ones."
         )
-    narrowest, widest = _gaps(logits)
-    # A row of K logits of which none is further than ln(1 + K(1 − γ)/γ) from another is at least as soft as γ,
-    # whatever its label. Twice that, so that rounding cannot lose the crossing.
-    num_classes = logits.shape[1]
-    warmer = max(2 * widest / np.log1p(num_classes * (1 - gamma) / gamma), np.finfo(float).tiny)
+    (narrowest, widest), num_classes = _gaps(logits), logits.shape[1]
+    if np.isneginf(logits).any():
+        softest = _gamma(np.where(np.isneginf(logits), -np.inf, 0.0), labels, 1.0)
+        if softest <= gamma:
+            raise ValueError(
+                f"With these classes masked by −∞, γ(T) tends to {softest:.6g} at T → ∞, and nothing warmer is softer "
+                f"than γ = {gamma}. Ask for less, or leave the masked classes out."
+            )
+        # A row of which no two unmasked logits are further apart than d has at least e^−d times its softness at T → ∞.
+        narrow = np.log(softest / gamma)
+    else:
+        # A row of K logits of which none is further than this from another is at least as soft as γ, whatever its
+        # label.
+        narrow = np.log1p(num_classes * (1 - gamma) / gamma)
+    # Twice that, so that rounding cannot lose the crossing.
+    warmer = max(2 * widest / narrow, np.finfo(float).tiny)
     coldest = max(narrowest / 750, np.finfo(float).tiny)  # where exponentials of all gaps underflow
     colder, lowest = warmer / 2, np.inf
     while (reached := _gamma(logits, labels, colder)) >= gamma:
@@ -297,35 +311,34 @@ def matching_temperature(logits: np.ndarray, labels: np.ndarray, gamma: float) -
     return brentq(lambda t: _gamma(logits, labels, t) - gamma, colder, warmer, xtol=1e-13 * colder, rtol=1e-13)
 
 
-def _serve(path: Path) -> Callable[[tf.Tensor], tf.Tensor]:
+def _serve(path: Path) -> endpoints.Endpoint:
     """Return the SavedModel's function from inputs to logits."""
-    if not (path / "saved_model.pb").is_file():
-        raise FileNotFoundError(
-            f"No SavedModel at {path}: expected the file {path / 'saved_model.pb'}. Pass the folder that "
-            "tf.saved_model.save wrote, for one of this package's runs its subfolder saved_model."
-        )
     # A strategy's scope holds for the thread that entered it. Loaded within it, a function could be called by its
     # replicas alone, and every variable would be mirrored.
     with ThreadPoolExecutor(max_workers=1) as outside:
-        loaded = outside.submit(tf.saved_model.load, str(path)).result()
-    signature = loaded.signatures.get("serve") or loaded.signatures.get("serving_default")
-    if not callable(getattr(loaded, "serve", None)) and signature is None:
+        network = outside.submit(endpoints.load, path).result()
+    function = endpoints.function(network, "serve") or endpoints.function(network, "serving_default")
+    if function is None:
         raise ValueError(
-            f"The SavedModel at {path} has no endpoint `serve`, and no signature `serving_default`; its signatures are "
-            f"{', '.join(loaded.signatures) or 'none at all'}. Export it with experiment.export or keras.Model.export."
+            f"The SavedModel at {path} has no endpoint `serve`, and no signature `serving_default`; it has "
+            f"{', '.join(endpoints.function_names(network)) or 'none at all'}. Export it with experiment.export or "
+            "keras.Model.export."
         )
+    return endpoints.Endpoint(function, f"The teacher {path}", network)
 
-    def logits(x: tf.Tensor) -> tf.Tensor:
-        if callable(getattr(loaded, "serve", None)):
-            outputs = loaded.serve(x)
-        else:
-            names = list(signature.structured_input_signature[1])
-            outputs = signature(**dict(zip(names, [x], strict=True)))
-        if isinstance(outputs, dict):  # a signature's only output, under a name of its own
-            (outputs,) = outputs.values()
-        return outputs
 
-    return logits
+def _of_model(model: keras.Model) -> endpoints.Endpoint:
+    """Return the Keras model as a function of its input, several outputs by name."""
+    inputs = getattr(model, "inputs", None) or ()
+    signature = [tf.TensorSpec(x.shape, x.dtype) for x in inputs] if len(inputs) == 1 else None
+
+    @tf.function(input_signature=signature, autograph=False)
+    def outputs(x: tf.Tensor) -> Any:
+        names = getattr(model, "input", None)
+        values = model(dict.fromkeys(names, x) if isinstance(names, dict) else x, training=False)
+        return dict(zip(model.output_names, values, strict=True)) if isinstance(values, list | tuple) else values
+
+    return endpoints.Endpoint(outputs, f"The teacher {model.name}")
 
 
 def _is_packed(y: Any, y_pred: Any) -> bool:
@@ -364,21 +377,16 @@ def _read_cache(cache: Path, origin: dict[str, str], shape: tuple[int, int]) -> 
 
 
 def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    logits, labels = np.asarray(logits), np.asarray(labels)
+    logits = arguments.real(logits, "logits")
     if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
         raise ValueError(f"Expected logits [N, K] with N ≥ 1 and K ≥ 2; received shape {logits.shape}.")
-    if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
+    labels = arguments.labels(labels, *logits.shape)
+    wrong = np.flatnonzero(~np.isfinite(logits.max(axis=1)))
+    if len(wrong):
         raise ValueError(
-            f"Expected integer labels of shape {logits.shape[:1]}; received shape {labels.shape} and dtype "
-            f"{labels.dtype}. Take argmax(-1) of one-hot labels."
+            f"{len(wrong)} of {len(logits)} rows of logits hold NaN or infinity, or −∞ alone, the first is row "
+            f"{wrong[0]}. Only masked classes may be at −∞. Check that the teacher's training did not diverge."
         )
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"Expected labels in [0, {logits.shape[1]}); received {labels.min()} to {labels.max()}. Are these the "
-            "classes that the teacher was trained on?"
-        )
-    if not np.isfinite(logits).all():
-        raise ValueError("The logits hold NaN or infinity. Check that the teacher's training did not diverge.")
     if _are_probabilities(logits):
         raise ValueError(
             "Expected logits; received rows that are non-negative and sum to 1, as probabilities do. Pass the values "
@@ -388,8 +396,9 @@ def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _are_probabilities(logits: np.ndarray) -> bool:
-    # Even from half precision, softmax outputs sum to 1 within 1e-3 in every row.
-    return logits.min() >= 0 and np.abs(logits.sum(axis=1, dtype=float) - 1).max() <= 1e-3
+    # A few rows of logits may come near it by accident.
+    tolerance = _SUM_TOLERANCE if len(logits) >= _TRIAL_ROWS else 1e-3
+    return logits.min() >= 0 and np.abs(logits.sum(axis=1, dtype=float) - 1).max() <= tolerance
 
 
 def _below_top(logits: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
@@ -398,7 +407,9 @@ def _below_top(logits: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
         chunk = logits[part].astype(float)
-        yield part, chunk - chunk.max(axis=1, keepdims=True)
+        with np.errstate(over="ignore"):  # to −∞, where the probability is 0 anyway
+            chunk = chunk - chunk.max(axis=1, keepdims=True)
+        yield part, chunk
 
 
 def _gamma(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
@@ -414,9 +425,9 @@ def _gamma(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
 
 
 def _gaps(logits: np.ndarray) -> tuple[float, float]:
-    """The smallest gap below a row's largest logit, infinite if there is none, and the widest row's range."""
+    """The smallest gap below a row's largest logit, infinite if there is none, and the widest row's finite range."""
     narrowest, widest = np.inf, 0.0
     for _, below in _below_top(logits):
         narrowest = min(narrowest, np.min(-below, where=below < 0, initial=np.inf))
-        widest = max(widest, -below.min())
+        widest = max(widest, np.max(-below, where=below > -np.inf, initial=0.0))
     return narrowest, widest

@@ -14,20 +14,29 @@ same data, read the same checkpoint and make the same calls of `fit` and `evalua
 point, and a worker that stays away leaves the others waiting. Two workers on one machine need two ports.
 """
 
+import contextlib
 import difflib
 import functools
 import json
 import os
-from collections.abc import Sequence
+import socket
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
-import ls_keras  # noqa: F401  (quiets TensorFlow before it is imported)
+from ls_keras import losses
+from ls_keras.inspection import Inspector, faults_as_sentences
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.trainers.data_adapters.array_slicing import train_validation_split
 
 StrategyName = Literal["auto", "cpu", "mirrored", "multi-worker", "tpu"]
+
+# Seconds for a TPU to answer.
+_TPU_TIMEOUT = 10.0
 
 _TF_CONFIG_EXAMPLE = (
     '{"cluster": {"worker": ["10.0.0.1:12345", "10.0.0.2:12345"]}, "task": {"type": "worker", "index": 0}}'
@@ -49,7 +58,8 @@ def strategy(name: StrategyName = "auto") -> tf.distribute.Strategy:
         The strategy. Build and compile the model within `strategy.scope()`.
 
     Raises:
-        ValueError: if the name is unknown, or if `TF_CONFIG` is needed and missing, or malformed.
+        ValueError: if the name is unknown, if `TF_CONFIG` is needed and missing, or malformed, or if there is no TPU
+            where `"tpu"` asks for one.
 
     Example:
         >>> strategy("cpu").num_replicas_in_sync
@@ -72,11 +82,31 @@ def strategy(name: StrategyName = "auto") -> tf.distribute.Strategy:
         _workers_in_tf_config()
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=os.environ.get("TPU_NAME", "local"))
+        return _tpu_strategy()
+    return tf.distribute.get_strategy()
+
+
+def _tpu_strategy() -> tf.distribute.Strategy:
+    name = os.environ.get("TPU_NAME")
+    if not name and not tf.config.list_physical_devices("TPU"):
+        raise ValueError(
+            "The strategy 'tpu' needs a TPU: none is attached to this machine, and the environment variable TPU_NAME "
+            "is not set. Set it to the TPU's name or address, grpc://HOST:PORT, or choose the strategy 'auto'."
+        )
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=name or "local")
+        if "://" in resolver.master():
+            # TensorFlow itself would wait for minutes.
+            host, _, port = resolver.master().partition("://")[2].rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_TPU_TIMEOUT).close()
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-        return tf.distribute.TPUStrategy(resolver)
-    return tf.distribute.get_strategy()
+    except (OSError, RuntimeError, ValueError, tf.errors.OpError) as problem:
+        raise ValueError(
+            f"The strategy 'tpu' found no TPU {name or 'local'} that answers ({problem}). Check TPU_NAME, that the TPU "
+            "runs, and that this machine may reach it; or choose the strategy 'auto'."
+        ) from None
+    return tf.distribute.TPUStrategy(resolver)
 
 
 def _best_available() -> str:
@@ -166,21 +196,42 @@ def describe(strategy: tf.distribute.Strategy) -> str:
 class Model(keras.Model):
     """A `keras.Model` that computes the same numbers on one device, on several, and on several workers.
 
-    Four things differ from Keras 3, and only when there is more than one replica:
+    Its numbers are those of the whole batch, however that is cut. With more than one replica:
 
     - `fit` and `evaluate` run under `MultiWorkerMirroredStrategy`. Keras fails there twice: it builds the model
       from a batch reduced across devices (here: from the data set's `element_spec`), and it reduces scalar logs
       along an axis they do not have. See https://github.com/keras-team/keras/issues/20585.
     - Each replica gets its own rows of each global batch, in order. Keras shards whole batches among workers, so
       that two workers train on other batches than one process would.
+    - A weighted or masked mean of losses has one denominator for all replicas, for Keras's losses too. Keras divides
+      by each replica's own, so that its loss depends on how pads are spread over them.
     - Gradients are summed over replicas before the optimizer sees them. Keras clips those of each replica (and, in
-      float16, looks for overflow in those of the first), but a sum of clipped gradients is not the clipped sum.
-    - `steps_per_execution` may exceed 1, where Keras fails with "You must feed a value for placeholder".
+      float16, looks for overflow in those of the first), but a sum of clipped gradients is not the clipped sum. For
+      the same reason, on one device too, an embedding's gradient is summed over repeated tokens before it is clipped.
+    - `steps_per_execution` may exceed 1, where Keras fails with "You must feed a value for placeholder"; so it does
+      with `ema_overwrite_frequency` and with `gradient_accumulation_steps`, which work here.
+
+    On one device or several, an optimizer with `gradient_accumulation_steps=k` makes the step of one batch made of
+    the k batches joined: each counts by its denominator, not by 1/k as in Keras. If fit() ends within such a group,
+    the next fit() goes on with it. Layers still see one batch at a time: batch normalisation normalises by its rows
+    and dropout draws a mask for it, as if the small batches were all there is. What is not a mean of the one loss
+    counts by the same denominators: constant penalties on weights come out right, activity penalties and `add_loss`
+    only where pads are spread evenly.
+
+    Data are looked at on their way in. NaN or infinity in inputs, also in rows of weight 0, for batch normalisation
+    sees them, sample weights below 0, and, where the loss is a cross-entropy of ours or Keras's, labels that are no
+    classes are refused: arrays before any work, data sets when the batch comes. Labels of rows of weight 0, of
+    `ignore_class` and under a Keras mask may be anything. `class_weight` multiplies sample weights, for labels of any
+    kind and each position of a sequence; for targets from a teacher it goes by the label.
 
     Two things still depend on the number of replicas. `keras.layers.BatchNormalization` normalises by the rows of
     one replica, and each replica keeps moving statistics of its own, of which the first one's are saved; with
     `synchronized=True` both come from the whole batch. All replicas draw the same dropout masks, each for its own
     rows, so that with dropout two replicas train as well as one, but not to the same weights.
+
+    Raises:
+        ValueError: By `compile`, of an optimizer that cannot give these numbers; by `fit`, `evaluate` and `predict`,
+            of data as above, and by `fit` of a loss without such a mean.
 
     Example:
         >>> with strategy("mirrored").scope():
@@ -199,44 +250,121 @@ class Model(keras.Model):
         several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
         return several_workers or strategy.num_replicas_in_sync > 1
 
+    @property
+    def _accumulates(self) -> bool:
+        return bool(self.optimizer and _inner(self.optimizer).gradient_accumulation_steps)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        super().compile(*args, **kwargs)
+        if self.optimizer is not None:
+            _check_optimizer(self.optimizer, self.distribute_strategy, self._is_replicated)
+            _step_of_the_whole_batch(self.optimizer, self._is_replicated, lambda: self._denominator)
+        if self._compile_loss is not None and (self._is_replicated or self._accumulates):
+            _take_whole_means(self._compile_loss)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        # Keras compiles no model whose compile() is its own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        if not (training and self._accumulates):
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        with losses.recorded_denominators() as denominators:
+            loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if len(denominators) != 1:
+            raise ValueError(
+                "gradient_accumulation_steps weighs batches by the denominator of the loss, and needs one loss that "
+                f"is a mean over examples; received {len(denominators)} such. Compile with one loss for one output and "
+                "its default reduction, or without accumulation."
+            )
+        self._denominator = denominators[0]
+        return loss
+
     def fit(
         self,
         x: Any = None,
+        y: Any = None,
         *args: Any,
-        steps_per_epoch: int | None = None,
+        sample_weight: Any = None,
+        class_weight: dict[int, float] | None = None,
+        validation_split: float = 0.0,
         validation_data: Any = None,
+        steps_per_epoch: int | None = None,
         validation_steps: int | None = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        # Keras warns that it does not shuffle a data set, unless told so.
-        kwargs.setdefault("shuffle", not isinstance(x, tf.data.Dataset))
+        # Keras warns that it does not shuffle a data set or generator, unless told so.
+        kwargs.setdefault("shuffle", not isinstance(x, tf.data.Dataset | types.GeneratorType))
         if self._is_replicated:
-            dataset, steps = _batches_and_steps(x, steps_per_epoch, self.distribute_strategy)
-            _require_whole_steps(dataset, steps, self)
+            _, steps = _batches_and_steps(x, steps_per_epoch, self.distribute_strategy)
+            _require_whole_steps(x, steps, self)
+        if validation_split and validation_data is None:
+            # Before class weights, which validation does not have.
+            (x, y, sample_weight), validation_data = train_validation_split((x, y, sample_weight), validation_split)
+        x, y, sample_weight = Inspector(self, class_weight).look_at(x, y, sample_weight, kwargs["shuffle"])
+        if validation_data is not None:
+            validation = keras.utils.unpack_x_y_sample_weight(validation_data)
+            validation_data = keras.utils.pack_x_y_sample_weight(*Inspector(self).look_at(*validation))
+        if self._is_replicated:
             if steps_per_epoch is None:
                 # The parts have no length that Keras could count epochs by: it takes steps from data without end.
-                dataset, steps_per_epoch = dataset.repeat(), steps
-            x = _distribute(dataset, self.distribute_strategy)
+                x, steps_per_epoch = x.repeat(), steps
+            x = _distribute(x, self.distribute_strategy)
             if validation_data is not None:
                 validation_data, validation_steps = self._for_evaluation(validation_data, validation_steps)
-        return super().fit(
-            x,
-            *args,
-            steps_per_epoch=steps_per_epoch,
-            validation_data=validation_data,
-            validation_steps=validation_steps,
-            **kwargs,
-        )
+        with faults_as_sentences():
+            return super().fit(
+                x,
+                y,
+                *args,
+                sample_weight=sample_weight,
+                validation_data=validation_data,
+                steps_per_epoch=steps_per_epoch,
+                validation_steps=validation_steps,
+                **kwargs,
+            )
 
-    def evaluate(self, x: Any = None, *args: Any, steps: int | None = None, **kwargs: Any) -> Any:
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        *args: Any,
+        sample_weight: Any = None,
+        steps: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if not kwargs.get("_use_cached_eval_dataset"):  # fit() has looked at its validation data
+            x, y, sample_weight = Inspector(self).look_at(x, y, sample_weight)
         if self._is_replicated:
             x, steps = self._for_evaluation(x, steps)
-        return super().evaluate(x, *args, steps=steps, **kwargs)
+        with faults_as_sentences():
+            return super().evaluate(x, y, *args, sample_weight=sample_weight, steps=steps, **kwargs)
 
     def predict(self, x: Any, *args: Any, steps: int | None = None, **kwargs: Any) -> Any:
+        x, _, _ = Inspector(self, only_inputs=True).look_at(x)
         if self._is_replicated:
             x, steps = self._for_evaluation(x, steps)
-        return super().predict(x, *args, steps=steps, **kwargs)
+        with faults_as_sentences():
+            return super().predict(x, *args, steps=steps, **kwargs)
+
+    def train_on_batch(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        class_weight: dict[int, float] | None = None,
+        return_dict: bool = False,
+    ) -> Any:
+        x, y, sample_weight = Inspector(self, class_weight).look_at(x, y, sample_weight)
+        return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
+        x, y, sample_weight = Inspector(self).look_at(x, y, sample_weight)
+        return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def _for_evaluation(self, data: Any, steps: int | None) -> tuple[tf.distribute.DistributedDataset, int | None]:
         if isinstance(data, tf.distribute.DistributedDataset):  # fit() hands its validation data on
@@ -255,7 +383,6 @@ class Model(keras.Model):
         if not self._is_replicated:
             return super()._make_function(step_function)
         strategy = self.distribute_strategy
-        _sum_gradients_first(self.optimizer, strategy)
 
         def one_step(batch: Any) -> Any:
             logs = strategy.run(step_function, args=(batch,))
@@ -346,22 +473,154 @@ def _parts(dataset: tf.data.Dataset, context: tf.distribute.InputContext) -> tf.
     return parts.prefetch(len(here))
 
 
-def _sum_gradients_first(optimizer: keras.optimizers.Optimizer | None, strategy: tf.distribute.Strategy) -> None:
-    if optimizer is None:
-        return
-    if optimizer._distribution_strategy is not strategy:
+def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """The optimizer that makes the steps: under mixed_float16, Keras wraps it in one that scales the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def _check_optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy, replicated: bool) -> None:
+    inner = _inner(optimizer)
+    if replicated and isinstance(inner, keras.optimizers.MultiOptimizer):
+        raise ValueError("A MultiOptimizer would sum gradients over replicas twice. Use one optimizer for all weights.")
+    if any(each.gradient_accumulation_steps for each in getattr(inner, "optimizers", ())):
+        raise ValueError("gradient_accumulation_steps is not supported within a MultiOptimizer. Use one optimizer.")
+    if replicated and inner._distribution_strategy is not strategy:
         raise ValueError("The optimizer is not of the model's strategy: compile within strategy.scope().")
-    apply = type(optimizer).apply
+    if inner.gradient_accumulation_steps and inner.use_ema:
+        raise ValueError(
+            "use_ema does not go with gradient_accumulation_steps: Keras moves the average after each of the small "
+            "batches, not after each step. Leave one of them away."
+        )
 
-    def sum_and_apply(gradients: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        present = [gradient for gradient in gradients if gradient is not None]
-        summed = iter(tf.distribute.get_replica_context().all_reduce("SUM", present))
-        gradients = [None if gradient is None else next(summed) for gradient in gradients]
-        apply(optimizer, gradients, trainable_variables)
 
-    optimizer.apply = sum_and_apply
-    # Keras's own sum; under mixed_float16 it is the wrapped optimizer that takes it.
-    getattr(optimizer, "inner_optimizer", optimizer)._all_reduce_sum_gradients = lambda pairs: pairs
+def _step_of_the_whole_batch(
+    optimizer: keras.optimizers.Optimizer, replicated: bool, denominator: Callable[[], tf.Tensor]
+) -> None:
+    """Give the optimizer the gradient of the whole batch, over replicas and joined batches, at each step."""
+    inner = _inner(optimizer)
+    if inner.gradient_accumulation_steps and not hasattr(inner, "_accumulated_weight"):
+        with inner._distribution_strategy.scope():
+            inner._accumulated_weight = inner.add_variable((), name="accumulated_weight")
+
+    def step(gradients: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        if inner.gradient_accumulation_steps:
+            gradients = _weighed(inner, gradients, trainable_variables, denominator())
+        with _steps_alone():
+            type(inner).apply(inner, gradients, trainable_variables)
+
+    def whole_step(gradients: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        gradients = _summed(gradients) if replicated else gradients
+        if inner.clipnorm or inner.global_clipnorm or inner.clipvalue:
+            # Keras clips the parts that rows of an embedding get from each token that is repeated, not their sum.
+            gradients = [None if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
+        if optimizer is inner:
+            step(gradients, trainable_variables)
+        else:
+            type(optimizer).apply(optimizer, gradients, trainable_variables)
+
+    inner.apply = step
+    optimizer.apply = whole_step
+    if replicated:
+        inner._all_reduce_sum_gradients = lambda pairs: pairs  # Keras's own sum
+        extended = inner._distribution_strategy.extended
+        extended._use_merge_call = lambda: not _replica.steps_alone and type(extended)._use_merge_call(extended)
+
+
+def _summed(gradients: Sequence[Any]) -> list[Any]:
+    present = [gradient for gradient in gradients if gradient is not None]
+    summed = iter(tf.distribute.get_replica_context().all_reduce("SUM", present))
+    return [None if gradient is None else next(summed) for gradient in gradients]
+
+
+def _weighed(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[Any],
+    trainable_variables: Sequence[Any] | None,
+    denominator: tf.Tensor,
+) -> list[Any]:
+    """Let Keras's mean Σ g / k of k batches' gradients become Σ d g / Σ d, with the denominators d of their losses.
+
+    The accumulators hold k times the mean so far, in which the next gradient has the share d / Σ d.
+    """
+    if not optimizer.built:
+        optimizer.build(trainable_variables)
+    steps, total = optimizer.gradient_accumulation_steps, optimizer._accumulated_weight
+    denominator = tf.cast(denominator, total.dtype)
+    total.assign(tf.where(optimizer._iterations % steps == 0, 0.0, total) + denominator)
+    # Where nothing has counted yet, the last gradient, of penalties alone, is as good as any.
+    share = tf.where(total > 0, tf.math.divide_no_nan(denominator, total.value), 1.0)
+    for accumulator in optimizer._accumulated_gradients:
+        accumulator.assign(tf.cast(1 - share, accumulator.dtype) * accumulator)
+    return [
+        None if gradient is None else tf.cast(steps * share, gradient.dtype) * tf.convert_to_tensor(gradient)
+        for gradient in gradients
+    ]
+
+
+class _Replica(threading.local):
+    """Whether this thread, which traces one replica, is within an optimizer's step."""
+
+    steps_alone = False
+
+
+_replica = _Replica()
+
+
+@contextlib.contextmanager
+def _steps_alone() -> Iterator[None]:
+    """Let each replica step by itself, on its own copies of the variables.
+
+    From the sum of the gradients all make the same step. By default they meet for it, which TensorFlow cannot do in a
+    branch, and Keras accumulates gradients and overwrites weights by their average in one.
+    """
+    _replica.steps_alone = True
+    try:
+        yield
+    finally:
+        _replica.steps_alone = False
+
+
+def _take_whole_means(compile_loss: Any) -> None:
+    """Give the losses of compile(), once Keras has made them of names and functions, one denominator."""
+    build = compile_loss.build
+
+    def build_whole_means(y_true: Any, y_pred: Any) -> None:
+        build(y_true, y_pred)
+        compile_loss._flat_losses = [
+            each._replace(loss=_WholeMean(each.loss)) if _is_plain_mean(each.loss) else each
+            for each in compile_loss._flat_losses
+        ]
+
+    compile_loss.build = build_whole_means
+
+
+def _is_plain_mean(loss: Any) -> bool:
+    own = type(loss).__call__ is not keras.losses.Loss.__call__  # as losses of ours, which do it themselves
+    return not own and loss.reduction in ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+
+
+class _WholeMean(keras.losses.Loss):
+    """A loss of Keras's or a user's, whose mean is taken over all replicas."""
+
+    def __init__(self, loss: keras.losses.Loss) -> None:
+        super().__init__(loss.name, loss.reduction, loss.dtype)
+        self.loss = loss
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        masks = [getattr(y_pred, "_keras_mask", None)]
+        y_true, y_pred = (
+            keras.tree.map_structure(lambda value: keras.ops.convert_to_tensor(value, self.dtype), each)
+            for each in (y_true, y_pred)
+        )
+        values = self.loss.call(y_true, y_pred)
+        if len(values.shape) == 0:
+            raise ValueError(
+                f"The loss {self.name} returns one number for a batch, of which no mean over replicas or accumulated "
+                "batches can be taken. Return one number for each example."
+            )
+        masks = [mask for mask in (*masks, getattr(values, "_keras_mask", None)) if mask is not None]
+        mask = functools.reduce(tf.logical_and, masks) if masks else None
+        return losses.reduce_weighted(values, sample_weight, mask, self.reduction)
 
 
 def get_state(model: keras.Model) -> list[np.ndarray]:

@@ -21,29 +21,44 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ls_keras import distribution, files
-from ls_keras.analysis import Probe
+from ls_keras.analysis import Probe, arguments, calibration
+from ls_keras.analysis.endpoints import reason, trial_inputs
 from ls_keras.data import Data
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tyro
+from scipy import special
 from tqdm import tqdm
 
 # How often, in steps, the running loss is read back from the device to be shown and checked.
 _STEPS_PER_LOOK = 50
 # A process takes about half a gigabyte.
 _MOST_WORKERS = 8
+# From here on float32 does not tell apart what differs by 1: probabilities of such logits mean nothing any more, and no
+# step of less than 1 moves such weights.
+_LARGEST = 2.0**24
 # float32 holds a little more than 7 digits; the rest would be noise in tables.
 _DIGITS = 7
+# Rows on which a network is tried out before it is exported, and sizes that free axes take, until one runs.
+_TRIAL_ROWS = 8
+_TRIAL_SIZES = (32, 299)
+_CAUSES = (
+    "Training diverged. Usual causes: a learning rate that is too high (lower it, warm it up or clip gradients), "
+    "labels outside [0, num_classes), or inputs that are not finite. No checkpoint is kept: the run starts at step 0."
+)
 # What the disk says when a folder that could be written no longer can.
 _DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+# What NumPy says of an .npz file of which bytes are missing or changed.
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class Config(Protocol):
@@ -75,6 +90,21 @@ class Where:
     """show the Python traceback of an error instead of its message alone"""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """What a finished network makes of each example of a split, in the data's order.
+
+    Attributes:
+        correct: bool `[N]`, whether the largest logit is that of the label.
+        confidence: float64 `[N]`, the largest probability, at temperature 1.
+        nll: float64 `[N]`, −ln of the label's probability, in nats.
+    """
+
+    correct: np.ndarray
+    confidence: np.ndarray
+    nll: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A finished run: its folder and what `metrics.json` says."""
@@ -91,6 +121,35 @@ class Run:
         """Return the columns of `history.csv`, float64 `[rows]`, NaN where a row has no value."""
         table = np.genfromtxt(self.folder / "history.csv", delimiter=",", names=True, ndmin=1)
         return {name: table[name] for name in table.dtype.names}
+
+    def examples(self, split: str) -> Examples:
+        """Return what the network makes of each example of a split that it was evaluated on.
+
+        Args:
+            split: `held_out` or `test`.
+
+        Returns:
+            Arrays in the order of the data set's `labels(split)`.
+
+        Raises:
+            ValueError: The split was not evaluated, or `examples.npz` is damaged or was not written.
+        """
+        path = self.folder / "examples.npz"
+        again = f"Remove {self.folder} to run again."
+        if not path.exists():
+            raise ValueError(f"{self.folder} has no examples.npz, as runs of older versions have none. {again}")
+        try:
+            with path.open("rb") as file, np.load(file) as stored:
+                arrays = dict(stored)
+        except _DAMAGE as problem:
+            raise ValueError(f"{path} is damaged ({problem}). {again}") from problem
+        splits = sorted({name.rpartition("_")[0] for name in arrays})
+        if split not in splits:
+            raise ValueError(f"{path} has no examples of {split!r}; it has those of {', '.join(splits)}.")
+        columns = {field.name: arrays.get(f"{split}_{field.name}") for field in dataclasses.fields(Examples)}
+        if len({np.shape(column) for column in columns.values()}) != 1:
+            raise ValueError(f"{path} is damaged (arrays of {split} are missing or differ in length). {again}")
+        return Examples(**columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +207,15 @@ def messages(traceback: bool = False) -> Iterator[None]:
     tf.get_logger().setLevel("ERROR")
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as problem:
+    except (ValueError, OSError, FloatingPointError, MemoryError, tf.errors.OpError) as problem:
         if traceback:
             raise
-        sys.exit(f"error: {problem} (--traceback shows where)")
+        text = str(problem)
+        if isinstance(problem, MemoryError | tf.errors.ResourceExhaustedError):
+            text = f"out of memory ({reason(problem)}). Lower --batch-size, or close other programs"
+        elif isinstance(problem, tf.errors.OpError):
+            text = f"TensorFlow failed: {reason(problem)}"
+        sys.exit(f"error: {text} (--traceback shows where)")
     except KeyboardInterrupt:
         if traceback:
             raise
@@ -192,7 +256,9 @@ def run(
 
     Raises:
         ValueError: If the config, the data or the folder (of another config) do not fit, before any work.
-        FloatingPointError: If the loss stops being finite.
+        FloatingPointError: If training diverges: the loss or a weight stops being finite, or weights or logits end
+            above 2²⁴, where float32 does not tell apart what differs by 1. No checkpoint is left, since from it every
+            run would end the same way; `history.csv` shows where it began.
         OSError: If the folder cannot be written.
     """
     where = where or Where()
@@ -218,16 +284,23 @@ def run(
         )
         started = time.perf_counter()
         single = build_model(config, data)
+        module = endpoints(single)  # what cannot be exported is told before training
         if not getattr(config, "observe_every", 0):
             observe = None
-        _fit(model, config, data, folder, chief, where, observe and _Observer(observe, single, data, folder, where))
+        observer = observe and _Observer(observe, single, module, data, folder, where)
+        _fit(model, config, data, folder, chief, where, observer)
         splits = {s: data.evaluation(s, config.batch_size) for s in ("held_out", "test") if len(data.labels(s))}
         metrics = {s: model.evaluate(d, verbose=0, return_dict=True) for s, d in splits.items()}
         metrics = {s: {k: _rounded(v) for k, v in m.items() if k != "loss"} for s, m in metrics.items()}
         metrics = {"steps": config.steps, "seconds": round(time.perf_counter() - started, 1), **metrics}
         if chief:
             single.set_weights(model.get_weights())
-            export(single, folder / "saved_model")
+            _require_finite(single, config.steps)
+            _require_small("weight", [weight.numpy() for weight in single.trainable_weights], config.steps)
+            examples = _examples(Probe(module), splits, config.steps)
+            _write(module, folder / "saved_model")
+            with files.beside(folder / "examples.npz") as temporary:
+                np.savez(temporary, **examples)
             files.replace(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
             # Not before: killed in between, the run would start again from nothing.
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -260,6 +333,8 @@ def workers(where: Where) -> Iterator[Train]:
     alone = count == 1 or where.strategy not in ("auto", "cpu") or _has_accelerator()
 
     def train(run: Callable[..., Run], configs: Sequence[Config], *, size: str, what: str) -> list[Run]:
+        for config in configs:  # before the first of them is trained
+            _check_config(config)
         bar = tqdm(total=len(configs), desc=what, unit="network", leave=False)
         with bar:
             if alone:
@@ -291,29 +366,24 @@ def label(config: Config, size: str, sizes: Mapping[str, Config]) -> str:
 
 
 def export(model: keras.Model, path: Path) -> None:
-    """Write a SavedModel with the endpoints that `analysis.Probe` reads.
+    """Write a SavedModel with the endpoints that `analysis.Probe` reads, of a model that they describe whole.
 
     `serve(x)` gives logits `[n, K]`; `probe(x)` gives `{"penultimate": [n, d], "logits": [n, K]}`;
     `templates()` gives the last layer, `{"kernel": [d, K], "bias": [K]}`. All are float32, in inference
-    mode, and penultimate @ kernel + bias == logits.
+    mode, and penultimate @ kernel + bias == logits == model(x).
 
     Args:
-        model: Any Keras model with one input and the layers `penultimate` and, after it, `logits` (Dense).
+        model: Any Keras model with one input and the layers `penultimate` and, after it, `logits` (Dense), whose output
+            is the model's or, of several, the one named `logits`. Between and behind them may stand what changes no
+            value in inference mode, such as dropout. A fixed batch size stays one, and `Probe` fills it.
         path: Folder to write, in a folder that exists; it appears only when complete.
 
     Raises:
-        ValueError: If the model lacks these layers or its logits are not an affine map of `penultimate`.
+        ValueError: If the model lacks these layers, returns something else than penultimate @ kernel + bias on inputs
+            that it is tried out on, or holds NaN. Nothing is written.
         OSError: If the folder cannot be written.
     """
-    module, x = endpoints(model), model.inputs[0]
-    archive = keras.export.ExportArchive()
-    archive.track(module.network)
-    signature = [tf.TensorSpec(x.shape, x.dtype, name="x")]
-    archive.add_endpoint("serve", module.serve, input_signature=signature)
-    archive.add_endpoint("probe", module.probe, input_signature=signature)
-    archive.add_endpoint("templates", module.templates, input_signature=[])
-    with files.beside(path) as temporary, _tensorflow_writes(path):
-        archive.write_out(str(temporary), verbose=False)
+    _write(endpoints(model), Path(path))
 
 
 def endpoints(model: keras.Model) -> Endpoints:
@@ -323,38 +393,58 @@ def endpoints(model: keras.Model) -> Endpoints:
 
     Raises:
         ValueError: As `export`.
-    """
-    penultimate, logits = _last_layers(model)
-    x = model.inputs[0]
-    both = keras.Model(x, {"penultimate": penultimate.output, "logits": logits.output})
 
-    @tf.function(input_signature=[tf.TensorSpec(x.shape, x.dtype, name="x")], autograph=False)
+    Example:
+        >>> network = models.mlp((8, 8, 1), 10)
+        >>> Probe(endpoints(network)).num_classes
+        10
+    """
+    x, output, penultimate, logits = _last_layers(model)
+    _check_weights(model)
+    _check_values(model, x, output, penultimate, logits)
+    both = keras.Model(x, {"penultimate": penultimate.output, "logits": output})
+    signature = [tf.TensorSpec(x.shape, x.dtype, name="x")]
+
+    @tf.function(input_signature=signature, autograph=False)
     def probe(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {name: tf.cast(value, tf.float32) for name, value in both(x, training=False).items()}
+
+    @tf.function(input_signature=signature, autograph=False)
+    def serve(x: tf.Tensor) -> tf.Tensor:
+        return probe(x)["logits"]
 
     @tf.function(input_signature=[], autograph=False)
     def templates() -> dict[str, tf.Tensor]:
         bias = logits.bias if logits.use_bias else tf.zeros(logits.units)
         return {"kernel": tf.cast(logits.kernel, tf.float32), "bias": tf.cast(bias, tf.float32)}
 
-    lowest = min(tf.as_dtype(layer.compute_dtype).size for layer in (penultimate, logits))
-    _check_affine(probe, templates, x, tolerance=2.0**-9 if lowest >= tf.float32.size else 2.0**-6)
-    return Endpoints(both, lambda x: probe(x)["logits"], probe, templates)
+    return Endpoints(both, serve, probe, templates)
+
+
+def _write(module: Endpoints, path: Path) -> None:
+    archive = keras.export.ExportArchive()
+    archive.track(module.network)
+    for name in ("serve", "probe", "templates"):
+        function = getattr(module, name)
+        archive.add_endpoint(name, function, input_signature=function.input_signature)
+    with files.beside(path) as temporary, _tensorflow_writes(path):
+        archive.write_out(str(temporary), verbose=False)
 
 
 class _Observer:
     """Measures a copy of the network in training, as the SavedModel of that moment would be measured."""
 
-    def __init__(self, observe: Observe, copy: keras.Model, data: Data, folder: Path, where: Where) -> None:
-        self.observe, self.copy, self.data, self.where = observe, copy, data, where
-        self.endpoints = endpoints(copy)
+    def __init__(
+        self, observe: Observe, copy: keras.Model, module: Endpoints, data: Data, folder: Path, where: Where
+    ) -> None:
+        self.observe, self.copy, self.endpoints, self.data, self.where = observe, copy, module, data, where
         self.snapshots = folder / "snapshots" if where.snapshots else None
 
     def __call__(self, weights: list[np.ndarray], step: int) -> dict[str, float]:
         self.copy.set_weights(weights)
         if self.snapshots:
             self.snapshots.mkdir(exist_ok=True)
-            export(self.copy, self.snapshots / f"step-{step:06d}")
+            _write(self.endpoints, self.snapshots / f"step-{step:06d}")
         try:
             seen = self.observe(Probe(self.endpoints), self.data)
         except ValueError as problem:  # a collapsed network has no plane or no information; its training goes on
@@ -411,6 +501,7 @@ class _Watch(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._check(logs["loss"], self.step)
         self._check(logs["val_loss"], self.step)
+        _require_finite(self.model, self.step)
         row = {"step": self.step, **{name: _rounded(value) for name, value in logs.items()}}
         self.history.append(row)
         if not self.chief:
@@ -441,11 +532,7 @@ class _Watch(keras.callbacks.Callback):
 
     def _check(self, loss: Any, step: int) -> None:
         if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {float(loss)} by step {step}. Usual causes: a learning rate that is too high (lower it "
-                "or clip gradients), labels outside [0, num_classes), or inputs that are not finite. The last "
-                f"checkpoint before, if there is one, is {self.checkpoint}."
-            )
+            raise FloatingPointError(f"The loss is {float(loss)} by step {step}. {_CAUSES}")
 
 
 def _fit(
@@ -485,6 +572,43 @@ def _steps_done(history: list[dict[str, float]]) -> int:
     return int(history[-1]["step"]) if history else 0
 
 
+def _require_finite(model: keras.Model, step: int) -> None:
+    """Refuse weights that a finite loss hides: NaN inputs reach the first layer's gradient through max pooling."""
+    weights = zip(model.weights, model.get_weights(), strict=True)
+    wrong = [weight.path for weight, value in weights if not np.isfinite(value).all()]
+    if wrong:
+        raise FloatingPointError(
+            f"{len(wrong)} of {len(model.weights)} weights hold NaN or infinity by step {step}, {wrong[0]} the first. "
+            f"{_CAUSES}"
+        )
+
+
+def _examples(probe: Probe, splits: dict[str, tf.data.Dataset], step: int) -> dict[str, np.ndarray]:
+    """Return the arrays of `Examples` for each split."""
+    arrays = {}
+    for split, batches in splits.items():
+        rows = []
+        for x, targets, weights in batches:
+            kept = np.flatnonzero(weights)
+            rows.append((probe.serve(tf.gather(x, kept)), targets.numpy()[kept]))
+        logits, labels = map(np.concatenate, zip(*rows, strict=True))
+        _require_small("logit", [logits], step)
+        labels = arguments.labels(labels, len(labels), probe.num_classes)
+        confidence, correct = calibration.top_label(logits, labels)
+        nll = special.logsumexp(logits.astype(float), axis=1) - logits[np.arange(len(labels)), labels]
+        arrays |= {f"{split}_correct": correct, f"{split}_confidence": confidence, f"{split}_nll": nll}
+    return arrays
+
+
+def _require_small(what: str, arrays: list[np.ndarray], step: int) -> None:
+    largest = max(np.abs(array).max(initial=0) for array in arrays)
+    if not largest <= _LARGEST:
+        raise FloatingPointError(
+            f"The largest {what} is {largest:.2g} after {step} steps; above {_LARGEST:.2g} float32 does not tell apart "
+            f"what differs by 1. {_CAUSES}"
+        )
+
+
 @contextlib.contextmanager
 def _settings(seed: int, precision: str) -> Iterator[None]:
     """Make everything below depend on the seed alone."""
@@ -508,7 +632,7 @@ def _read_checkpoint(path: Path) -> tuple[list[dict[str, float]], list[np.ndarra
         with path.open("rb") as file, np.load(file) as arrays:
             history = json.loads(str(arrays["history"]))
             return history, [arrays[f"arr_{i}"] for i in range(len(arrays.files) - 1)]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as problem:
+    except _DAMAGE as problem:
         raise ValueError(f"{path} is damaged ({problem}). Remove it, and the run starts from step 0.") from problem
 
 
@@ -560,7 +684,10 @@ def _claimed(folder: Path, record: dict[str, Any], chief: bool) -> Iterator[None
             _open(folder, record)
         yield
     except BaseException as problem:
-        if chief and not _checkpoint(folder).exists():
+        if chief and isinstance(problem, FloatingPointError) and _checkpoint(folder).exists():
+            # From there every run would end the same way. The history stays, to see where it began.
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        elif chief and not _checkpoint(folder).exists():
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):  # where another run has begun meanwhile
                 for path in new[1:]:
@@ -593,16 +720,51 @@ def _tensorflow_writes(path: Path) -> Iterator[None]:
         raise OSError(f"{path} cannot be written: {reason}") from problem
 
 
-def _last_layers(model: keras.Model) -> tuple[keras.Layer, keras.layers.Dense]:
+def _last_layers(
+    model: keras.Model,
+) -> tuple[keras.KerasTensor, keras.KerasTensor, keras.Layer, keras.layers.Dense]:
+    """Return input, output, penultimate and last layer of a model to be exported."""
     layers = {layer.name: layer for layer in model.layers}
     if not {"penultimate", "logits"} <= set(layers) or not isinstance(layers["logits"], keras.layers.Dense):
         raise ValueError(
             "To be exported, a model needs a layer named `penultimate` and a Dense layer named `logits`; received "
-            + ", ".join(f"{name} ({type(layer).__name__})" for name, layer in layers.items())
+            + ", ".join(map(_named, layers.values()))
         )
-    if len(getattr(model, "inputs", None) or ()) != 1:
-        raise ValueError(f"To be exported, a model must be functional with one input; received {model.name}.")
-    return layers["penultimate"], layers["logits"]
+    inputs = getattr(model, "inputs", None) or ()
+    if len(inputs) != 1:
+        names = f", with inputs {', '.join(x.name for x in inputs)}" if inputs else ""
+        raise ValueError(f"To be exported, a model must be functional with one input; received {model.name}{names}.")
+    output = _output(model)
+    penultimate, logits = layers["penultimate"], layers["logits"]
+    operations = keras.Model(inputs, output).operations
+    if penultimate not in operations or logits not in operations:
+        raise ValueError(f"The output of {model.name} does not depend on both `penultimate` and `logits`.")
+    # By depth: what follows `penultimate` stands between it and the output.
+    weighty = [each for each in operations[operations.index(penultimate) + 1 :] if getattr(each, "weights", None)]
+    if weighty != [logits] or logits.activation is not keras.activations.linear:
+        raise ValueError(
+            "`logits` must be a Dense layer without activation directly on `penultimate`, and the last layer with "
+            f"weights; received {', '.join(map(_named, weighty))} with activation {logits.activation.__name__}."
+        )
+    return inputs[0], output, penultimate, logits
+
+
+def _output(model: keras.Model) -> keras.KerasTensor:
+    if len(model.outputs) == 1:
+        return model.outputs[0]
+    outputs = (
+        model.output if isinstance(model.output, dict) else dict(zip(model.output_names, model.outputs, strict=True))
+    )
+    if "logits" not in outputs:
+        raise ValueError(
+            f"{model.name} has several outputs, {', '.join(outputs)}, and none is named `logits`. Export "
+            "keras.Model(model.input, outputs) with the logits alone."
+        )
+    return outputs["logits"]
+
+
+def _named(operation: Any) -> str:
+    return f"{operation.name} ({type(operation).__name__})"
 
 
 def _steps_per_execution(interval: int) -> int:
@@ -610,37 +772,133 @@ def _steps_per_execution(interval: int) -> int:
     return max(steps for steps in range(1, _STEPS_PER_LOOK + 1) if interval % steps == 0)
 
 
-def _check_affine(probe: Callable, templates: Callable, x: keras.KerasTensor, *, tolerance: float) -> None:
-    # Two examples of noise tell whether anything stands between the two layers; a free size becomes 32.
-    shape = (2, *(size or 32 for size in x.shape[1:]))
-    noise = np.random.default_rng(0).normal(size=shape)
-    outputs, last = probe(tf.cast(noise, x.dtype)), templates()
-    error = tf.abs(outputs["penultimate"] @ last["kernel"] + last["bias"] - outputs["logits"])
-    terms = tf.abs(outputs["penultimate"]) @ tf.abs(last["kernel"]) + tf.abs(last["bias"])
-    if not np.all(error <= tolerance * terms + 1e-6):
+def _check_weights(model: keras.Model) -> None:
+    weights = zip(model.weights, model.get_weights(), strict=True)
+    wrong = [weight.path for weight, value in weights if not np.isfinite(value).all()]
+    if wrong:
         raise ValueError(
-            "The logits are not penultimate @ kernel + bias (they differ by up to "
-            f"{float(tf.reduce_max(error)):.3g}): `logits` must be a Dense layer without activation directly on "
-            "`penultimate`, and all weights must be finite."
+            f"All weights must be finite; NaN or infinity is in {len(wrong)} of {len(model.weights)}, "
+            f"{', '.join(wrong[:3])} among them: training diverged."
         )
 
 
+def _check_values(
+    model: keras.Model,
+    x: keras.KerasTensor,
+    output: keras.KerasTensor,
+    penultimate: keras.Layer,
+    logits: keras.layers.Dense,
+) -> None:
+    """Try a model out: what it returns must be penultimate @ kernel + bias."""
+    try:
+        stages = keras.Model(x, [penultimate.output, logits.input, logits.output, output])
+    except ValueError as problem:
+        raise ValueError(
+            f"`penultimate` and `logits` of {model.name} must be called once each, on what comes from its input."
+        ) from problem
+    inputs, (features, last, scores, returned) = _tried(stages, x)
+    _check_unchanged(inputs, x, features, last, _between(stages, penultimate, logits))
+    _check_unchanged(inputs, x, scores, returned, _between(stages, logits, None))
+    # A Sequential model has no `input`, but takes what it is given.
+    names = getattr(model, "input", None)
+    given = dict.fromkeys(names, inputs) if isinstance(names, dict) else inputs
+    called = keras.tree.flatten(model(given, training=False))[[each is output for each in model.outputs].index(True)]
+    features, kernel, returned, called = (
+        np.array(tf.cast(value, tf.float64)) for value in (features, logits.kernel, returned, called)
+    )
+    bias = np.array(tf.cast(logits.bias, tf.float64)) if logits.use_bias else np.zeros(logits.units)
+    if not (np.isfinite(features).all() and np.isfinite(returned).all()):
+        largest = max(np.abs(value).max(initial=0) for value in model.get_weights())
+        raise ValueError(
+            f"{model.name} returns NaN or infinity on inputs between 0 and 1; its largest weight is {largest:.2g}. "
+            "Its training diverged, or it is not defined there."
+        )
+    lowest = min(tf.as_dtype(layer.compute_dtype).size for layer in (penultimate, logits))
+    tolerance = 2.0**-9 if lowest >= tf.float32.size else 2.0**-6
+    terms = np.abs(features) @ np.abs(kernel) + np.abs(bias)
+    for values, whose in ((features @ kernel + bias, "penultimate @ kernel + bias"), (called, f"{model.name}(x)")):
+        if not (np.abs(values - returned) <= tolerance * terms + 1e-6).all():
+            raise ValueError(
+                f"What the layers of {model.name} return is not {whose} (they differ by up to "
+                f"{np.abs(values - returned).max():.3g}): `logits` must be a Dense layer without activation directly "
+                "on `penultimate`, and what it returns the model's output, the same at every call."
+            )
+
+
+def _between(model: keras.Model, first: keras.Layer, last: keras.Layer | None) -> list[Any]:
+    operations = model.operations
+    return operations[operations.index(first) + 1 : None if last is None else operations.index(last)]
+
+
+def _tried(model: keras.Model, x: keras.KerasTensor, size: int = _TRIAL_SIZES[0]) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """Return inputs that a model runs on, and what it makes of them."""
+    shape = (x.shape[0] or _TRIAL_ROWS, *(axis or size for axis in x.shape[1:]))
+    inputs = trial_inputs(shape, tf.as_dtype(x.dtype))
+    try:
+        return inputs, model(inputs, training=False)
+    except (ValueError, TypeError, tf.errors.OpError) as problem:
+        if None in x.shape[1:] and size != _TRIAL_SIZES[-1]:
+            return _tried(model, x, _TRIAL_SIZES[-1])
+        raise ValueError(
+            f"The model fails on inputs of shape {shape} and type {x.dtype}, on which it was tried out: "
+            f"{reason(problem)}"
+        ) from problem
+
+
+def _check_unchanged(
+    inputs: tf.Tensor, x: keras.KerasTensor, before: tf.Tensor, after: tf.Tensor, operations: list[Any]
+) -> None:
+    if _same(before, after):
+        return
+    changing = [each for each in operations if not _same(before, keras.Model(x, each.output)(inputs, training=False))]
+    raise ValueError(
+        f"{', '.join(map(_named, changing[:1])) or 'The graph'} changes values behind `penultimate`: `logits` must be "
+        "a Dense layer without activation directly on `penultimate`, and what it returns the model's output. Export "
+        "the model without that layer; analysis.calibration.fit_temperature finds the temperature of its logits."
+    )
+
+
+def _same(one: tf.Tensor, other: tf.Tensor) -> bool:
+    """Say whether two tensors hold the same values, but for the rounding of a cast."""
+    if getattr(other, "shape", None) != one.shape or not (one.dtype.is_floating and other.dtype.is_floating):
+        return False
+    lower = min(one.dtype, other.dtype, key=lambda dtype: dtype.size)
+    return np.array_equal(tf.cast(one, lower), tf.cast(other, lower), equal_nan=True)
+
+
 def _check_config(config: Config) -> None:
-    for name in ("batch_size", "steps", "evaluate_every"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1; received {getattr(config, name)}.")
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float | np.floating) and not math.isfinite(number):
+                raise ValueError(f"`{field.name}` must be finite; received {value}.")
+    observe_every = getattr(config, "observe_every", 0)
+    for name, value, least in (
+        ("batch_size", config.batch_size, 1),
+        ("steps", config.steps, 1),
+        ("evaluate_every", config.evaluate_every, 1),
+        ("observe_every", observe_every, 0),
+    ):
+        _check_whole(name, value)
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}; received {value}.")
+    _check_whole("seed", config.seed)
     if not 0 <= config.seed < 2**32:
         raise ValueError(f"`seed` must be between 0 and 2³² − 1; received {config.seed}.")
     if config.steps % config.evaluate_every:
         raise ValueError(
             f"`steps` must be a multiple of `evaluate_every`; received {config.steps} and {config.evaluate_every}."
         )
-    observe_every = getattr(config, "observe_every", 0)
-    if observe_every < 0 or observe_every % config.evaluate_every:
+    if observe_every % config.evaluate_every:
         raise ValueError(
             f"`observe_every` must be 0 or a multiple of `evaluate_every` ({config.evaluate_every}); received "
             f"{observe_every}."
         )
+
+
+def _check_whole(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f"`{name}` must be a whole number; received {value!r}.")
 
 
 def _size_first(arguments: list[str], sizes: Mapping[str, Any]) -> list[str]:

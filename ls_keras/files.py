@@ -67,7 +67,7 @@ def saved_model_digest(path: str | os.PathLike) -> str | None:
     if not program.is_file():
         return None
     digest = hashlib.sha256()
-    for part in (program, *sorted((Path(path) / "variables").glob("*"))):
+    for part in (program, *sorted(part for part in (Path(path) / "variables").glob("*") if part.is_file())):
         with part.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -1,8 +1,8 @@
 """Verdicts on the paper's claims, and one self-contained HTML page that shows them.
 
-A verdict comes from differences paired over seeds, signed so that positive speaks for the claim, and a
-95 % t interval. It is never adjusted to please: a claim that fails on some data is a finding and is printed
-as such.
+A verdict comes from a 95 % interval of differences paired over seeds, signed so that positive speaks for the claim. It
+is never adjusted to please: a claim that fails on some data is a finding and is printed as such. A page of many
+verdicts says how many of them chance alone would give, and marks those that survive Holm's correction.
 """
 
 import base64
@@ -15,15 +15,17 @@ from importlib import resources
 from pathlib import Path
 
 from ls_keras import files
+from ls_keras.analysis.intervals import Interval, holm
 from ls_keras.plots import encode
 
 import jinja2
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 OUTCOMES = ("holds", "does not hold", "undecided", "not run")
 _CONFIDENCE = 0.95
+_FEW_SEEDS = 3
+_TAIL = (1 - _CONFIDENCE) / 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Verdict:
         outcome: "holds", "does not hold", "undecided" or "not run".
         paper: the paper's own value, if it prints one.
         note: what a reader must know beside the numbers, for example the margin.
+        num_examples: examples behind an interval over seeds and examples; 0 for one over seeds alone.
+        p_value: one-sided, of the side of the threshold on which the estimate lies: below 0.025 where the claim holds
+            or does not hold; NaN where there is no interval.
 
     Raises:
         ValueError: if the outcome is another one, if the texts are empty, or if not low ≤ estimate ≤ high.
@@ -56,6 +61,8 @@ class Verdict:
     outcome: str
     paper: str = ""
     note: str = ""
+    num_examples: int = 0
+    p_value: float = math.nan
 
     def __post_init__(self) -> None:
         if self.outcome not in OUTCOMES:
@@ -106,59 +113,50 @@ class Table:
 
 
 def paired_verdict(
-    id: str, claim: str, measure: str, differences: Sequence[float], *, paper: str = "", note: str = ""
+    id: str, claim: str, measure: str, interval: Interval, *, paper: str = "", note: str = ""
 ) -> Verdict:
-    """Judge a claim by differences paired over seeds.
+    """Judge a claim by an interval of differences paired over seeds.
 
-    With mean m and standard deviation s (n − 1 in the denominator) of the n differences, the interval is
-    m ± t · s / √n, with t the 97.5 % point of Student's distribution with n − 1 degrees of freedom. The claim
-    holds if low > 0, does not hold if high < 0 and is undecided otherwise.
+    The claim holds if low > 0, does not hold if high < 0 and is undecided otherwise: a test at 2.5 % a side, if the
+    interval is one of 95 %.
 
     Args:
         id: the claim's short name.
         claim: the claim, one sentence.
         measure: what a difference is, with its unit.
-        differences: one number per seed, *positive where the seed speaks for the claim*.
+        interval: of the differences, *positive where a seed speaks for the claim*: `intervals.crossed` for what is a
+            mean over examples, `intervals.over_seeds` for what is not.
         paper: the paper's own value.
         note: anything a reader must know.
 
     Returns:
-        The verdict. Differences that are all the same have an interval of no width, so all zero is undecided.
+        The verdict.
 
     Raises:
-        ValueError: for fewer than two differences, or NaN or infinity among them.
+        ValueError: for an interval of another level than 95 %.
 
     Example:
-        >>> verdict = paired_verdict("C5", "accuracy improves", "accuracy, smoothed − hard", [0.01, 0.02, 0.03])
-        >>> verdict.outcome, round(verdict.low, 4), round(verdict.high, 4)  # 0.02 ± 4.3027 · 0.01 / √3
+        >>> interval = intervals.over_seeds([0.01, 0.02, 0.03])  # 0.02 ± 4.3027 · 0.01 / √3
+        >>> verdict = paired_verdict("C3", "projections shrink", "mean coordinate, hard − smoothed", interval)
+        >>> verdict.outcome, round(verdict.low, 4), round(verdict.high, 4)
         ('undecided', -0.0048, 0.0448)
-
-    Reference: Student (1908), "The probable error of a mean", Biometrika 6.
     """
-    return _interval_verdict(id, claim, measure, differences, threshold=0.0, paper=paper, note=note)
+    return _interval_verdict(id, claim, measure, interval, threshold=0.0, paper=paper, note=note)
 
 
-def equivalence_verdict(
-    id: str,
-    claim: str,
-    measure: str,
-    differences: Sequence[float],
-    margin: float,
-    *,
-    paper: str = "",
-    note: str = "",
+def noninferiority_verdict(
+    id: str, claim: str, measure: str, interval: Interval, margin: float, *, paper: str = "", note: str = ""
 ) -> Verdict:
-    """Judge a claim that something is kept, or is as good, up to a margin (one-sided equivalence: non-inferiority).
+    """Judge a claim that something is kept or improves, where a loss up to a margin counts as none.
 
-    The interval is that of `paired_verdict`. The claim holds if low > −margin, does not hold if
-    high < −margin and is undecided otherwise. The margin must be fixed before the data are seen; the
-    verdict's note states it.
+    The claim holds if low > −margin, does not hold if high < −margin and is undecided otherwise. The margin must be
+    fixed before the data are seen; the verdict's note states it.
 
     Args:
         id: the claim's short name.
         claim: the claim, one sentence.
         measure: what a difference is, with its unit.
-        differences: one number per seed, positive where things got better.
+        interval: of the differences, positive where things got better; as for `paired_verdict`.
         margin: the loss that would not matter, in the unit of the differences, above 0.
         paper: the paper's own value.
         note: anything a reader must know.
@@ -167,17 +165,20 @@ def equivalence_verdict(
         The verdict.
 
     Raises:
-        ValueError: for fewer than two differences, NaN or infinity among them, or a margin that is not above 0.
+        ValueError: for a margin that is not above 0, or an interval of another level than 95 %.
 
     Example:
-        >>> equivalence_verdict("C5", "accuracy is kept", "accuracy, smoothed − hard", [0.0, -0.001], 0.01).note
-        'a loss of up to 0.01 was allowed beforehand'
+        >>> interval = intervals.over_seeds([0.0, -0.001])  # −0.0005 ± 12.7062 · 0.0005
+        >>> noninferiority_verdict("C5", "accuracy is kept", "accuracy, smoothed − hard", interval, 0.01).outcome
+        'holds'
+
+    Reference: Blackwelder (1982), "Proving the null hypothesis in clinical trials".
     """
     if not 0 < margin < math.inf:
         raise ValueError(f"the margin of {id!r} must be a positive number, got {margin}")
     allowed = f"a loss of up to {margin:g} was allowed beforehand"
     note = f"{allowed}; {note}" if note else allowed
-    return _interval_verdict(id, claim, measure, differences, threshold=-margin, paper=paper, note=note)
+    return _interval_verdict(id, claim, measure, interval, threshold=-margin, paper=paper, note=note)
 
 
 def identity_verdict(
@@ -205,7 +206,7 @@ def identity_verdict(
     """
     if not 0 < tolerance < math.inf:
         raise ValueError(f"the tolerance of {id!r} must be a positive number, got {tolerance}")
-    largest = float(np.abs(_finite(id, errors, at_least=1)).max())
+    largest = float(np.abs(_finite(id, errors)).max())
     allowed = f"up to {tolerance:g} was allowed for rounding"
     outcome = "holds" if largest <= tolerance else "does not hold"
     note = f"{allowed}; {note}" if note else allowed
@@ -227,6 +228,27 @@ def not_run(id: str, claim: str, measure: str, reason: str) -> Verdict:
     return Verdict(id, claim, measure, math.nan, math.nan, math.nan, 0, "not run", note=reason)
 
 
+def survivors(verdicts: Sequence[Verdict]) -> list[bool]:
+    """Say which verdicts survive Holm's correction for the number of tests on their page.
+
+    Each verdict with an interval is a test at 2.5 % a side. Holm's procedure at 2.5 % on the p values of the side on
+    which each estimate lies keeps the chance that one or more verdicts survive, though nothing is there, at 2.5 % a
+    side, 5 % in all, however the tests depend on each other. Exact checks, and what was not run, are no tests.
+
+    Args:
+        verdicts: all of one page.
+
+    Returns:
+        One bool for each; never True where the verdict is undecided.
+
+    Example: p values .001, .02 and .3 of three tests: .001 ≤ .025/3, but .02 > .025/2.
+
+    Reference: Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    kept = iter(holm([verdict.p_value for verdict in verdicts if verdict.num_seeds], _TAIL))
+    return [bool(verdict.num_seeds and next(kept)) for verdict in verdicts]
+
+
 def verdicts_text(verdicts: Sequence[Verdict]) -> str:
     """Set verdicts as a table for the terminal, at most 100 columns wide.
 
@@ -234,19 +256,21 @@ def verdicts_text(verdicts: Sequence[Verdict]) -> str:
         verdicts: the verdicts, in the order in which they are shown.
 
     Returns:
-        Lines joined by line feeds: id, outcome, estimate, interval, seeds, and the claim with what was measured.
+        Lines joined by line feeds: id, outcome (with * if it survives Holm's correction), estimate, interval, seeds
+        (× examples, where the interval covers them), and the claim with what was measured; then what chance would give.
     """
-    layout = "{:<5} {:<13} {:>9}  {:<21} {:>5}  {}"
+    widths = (5, 15, 9, 21, 7, 36)
+    layout = "{:<5} {:<15} {:>9}  {:<21} {:>7}  {}"
     titles = ("claim", "outcome", "estimate", "95 % interval", "seeds", "the paper's claim; measured by")
-    lines = [layout.format(*titles), layout.format(*("-" * width for width in (5, 13, 9, 21, 5, 40)))]
-    for verdict in verdicts:
-        text = textwrap.wrap(verdict.claim, 40)
+    lines = [layout.format(*titles), layout.format(*("-" * width for width in widths))]
+    for verdict, survives in zip(verdicts, survivors(verdicts), strict=True):
+        text = textwrap.wrap(verdict.claim, widths[-1])
         for part in (verdict.measure, verdict.note, verdict.paper and f"in the paper: {verdict.paper}"):
-            text += textwrap.wrap(part, 40, initial_indent="  ", subsequent_indent="  ")
-        seeds = str(verdict.num_seeds) if verdict.num_seeds else ""
-        first = (verdict.id, verdict.outcome, *_numbers(verdict), seeds, text[0])
-        lines += [layout.format(*first), *(" " * 60 + line for line in text[1:])]
-    return "\n".join(lines)
+            text += textwrap.wrap(part, widths[-1], initial_indent="  ", subsequent_indent="  ")
+        seeds = f"{verdict.num_seeds}×{verdict.num_examples}" if verdict.num_examples else str(verdict.num_seeds or "")
+        first = (verdict.id, verdict.outcome + " *" * survives, *_numbers(verdict), seeds, text[0])
+        lines += [layout.format(*first), *(" " * 64 + line for line in text[1:])]
+    return "\n".join([*lines, "", *(line for part in _caveats(verdicts, "*") for line in textwrap.wrap(part, 100))])
 
 
 def write_report(
@@ -289,7 +313,8 @@ def write_report(
         title=title,
         lead=lead,
         summary=_summary(verdicts),
-        verdicts=[_row(verdict) for verdict in verdicts],
+        caveats=_caveats(verdicts, "★"),
+        verdicts=[_row(*pair) for pair in zip(verdicts, survivors(verdicts), strict=True)],
         figures=[_image(illustration) for illustration in figures],
         tables=[_cells(table) for table in tables],
         made_how=made_how,
@@ -299,35 +324,20 @@ def write_report(
 
 
 def _interval_verdict(
-    id: str,
-    claim: str,
-    measure: str,
-    differences: Sequence[float],
-    *,
-    threshold: float,
-    paper: str,
-    note: str,
+    id: str, claim: str, measure: str, interval: Interval, *, threshold: float, paper: str, note: str
 ) -> Verdict:
-    values = _finite(id, differences, at_least=2)
-    mean = float(values.mean())
-    if (values == values[0]).all():
-        # The mean of equal numbers can differ from them in the last digit, which must not decide.
-        mean, half = float(values[0]), 0.0
-    else:
-        t = stats.t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)
-        half = float(t * values.std(ddof=1) / math.sqrt(len(values)))
-    low, high = mean - half, mean + half
+    if interval.level != _CONFIDENCE:
+        raise ValueError(f"the interval of {id!r} must be one of {_CONFIDENCE:.0%}, got {interval.level:.4%}")
+    low, high, above = interval.low, interval.high, interval.tail(threshold)
     outcome = "holds" if low > threshold else "does not hold" if high < threshold else "undecided"
-    return Verdict(id, claim, measure, mean, low, high, len(values), outcome, paper, note)
+    numbers = (interval.estimate, low, high, interval.num_seeds, outcome, paper, note)
+    return Verdict(id, claim, measure, *numbers, interval.num_examples, min(above, 1 - above))
 
 
-def _finite(id: str, values: Sequence[float], at_least: int) -> np.ndarray:
+def _finite(id: str, values: Sequence[float]) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) < at_least:
-        raise ValueError(
-            f"the verdict {id!r} needs at least {at_least} number{'s' * (at_least > 1)} in a row, "
-            f"got shape {array.shape}; run more seeds"
-        )
+    if array.ndim != 1 or len(array) < 1:
+        raise ValueError(f"the verdict {id!r} needs at least one number in a row, got shape {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError(f"the verdict {id!r} needs finite numbers, got {array}; look at the runs behind NaN")
     return array
@@ -361,22 +371,45 @@ def _numbers(verdict: Verdict) -> tuple[str, str]:
     return estimate, f"{low} to {high}"
 
 
-def _row(verdict: Verdict) -> dict[str, str]:
+def _row(verdict: Verdict, survives: bool) -> dict[str, str | bool]:
     estimate, interval = _numbers(verdict)
     if verdict.outcome == "not run":
         value = "not measured"
     elif not verdict.num_seeds:
         value = f"{estimate} (exact check)"
     else:
-        value = f"{estimate}, 95 % interval {interval} ({verdict.num_seeds}\N{NO-BREAK SPACE}seeds)"
+        sizes = f"{verdict.num_seeds} seeds" + f" × {verdict.num_examples:,} examples" * (verdict.num_examples > 0)
+        sizes = sizes.replace(" ", "\N{NO-BREAK SPACE}")
+        value = f"{estimate}, 95 % interval {interval} ({sizes})"
     symbol = {"holds": "✓", "does not hold": "✗", "undecided": "?", "not run": "–"}[verdict.outcome]
     texts = {name: getattr(verdict, name) for name in ("id", "claim", "measure", "outcome", "paper", "note")}
-    return texts | {"value": value, "symbol": symbol}
+    return texts | {"value": value, "symbol": symbol, "survives": survives}
 
 
 def _summary(verdicts: Sequence[Verdict]) -> str:
     counts = (f"{outcome} {sum(v.outcome == outcome for v in verdicts)}" for outcome in OUTCOMES)
     return f"Outcome of {len(verdicts)} tests: {', '.join(counts)}."
+
+
+def _caveats(verdicts: Sequence[Verdict], mark: str) -> list[str]:
+    """Say what chance alone would give on this page, and where there are too few seeds."""
+    tests = [verdict for verdict in verdicts if verdict.num_seeds]
+    if not tests:
+        return []
+    number = sum(survivors(verdicts))
+    survive = f"{mark} marks the {number} that survive" if number else "None survives"
+    chance = (
+        f"{len(tests)} tests at 2.5 % a side: if nothing were true, about {_TAIL * len(tests):.1g} would hold by "
+        f"chance, and as many would not hold. {survive} Holm's correction for their number; where nothing is true, one "
+        "or more survive on at most 5 % of pages."
+    )
+    fewest = min(verdict.num_seeds for verdict in tests)
+    if fewest >= _FEW_SEEDS:
+        return [chance]
+    return [
+        chance,
+        f"{fewest} seeds are too few: their intervals are valid, but 3 to 8 times as wide as those of five seeds.",
+    ]
 
 
 def _image(illustration: Illustration) -> dict[str, str | int | bool]:

@@ -9,6 +9,7 @@ A network is a run's folder, whose `config.json` names its data, or any SavedMod
 
 import functools
 import json
+import os
 import platform
 import re
 import sys
@@ -18,14 +19,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ls_keras import analysis, distillation, experiment, files, plots, report
-from ls_keras.analysis import calibration, geometry, information
+from ls_keras.analysis import calibration, geometry, information, intervals
 from ls_keras.data import Data, load_images
 
 import numpy as np
 import tensorflow as tf
 import tyro
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy import special
 from tqdm import tqdm
 
 OBSERVED_PAIR = (0, 5)
@@ -71,6 +72,20 @@ class Network:
 
 
 @dataclass(frozen=True, eq=False)
+class Statistics:
+    """What `statistics` measures of a network.
+
+    Attributes:
+        values: Numbers by name.
+        examples: For those that are means over held-out examples, each example's part, float64 [N]: the value is
+            their mean, or in the case of ECE changes as their mean does.
+    """
+
+    values: dict[str, float]
+    examples: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
 class Findings:
     """Verdicts, figures by file name, and tables, ready for a page."""
 
@@ -83,16 +98,21 @@ class Findings:
         return Findings(verdicts, self.figures | other.figures, self.tables + other.tables)
 
 
-def publish(findings: Findings, out: Path, *, title: str, lead: str, made_how: dict[str, str]) -> list[report.Verdict]:
-    """Write the page, the figures as PNG and PDF, and the verdicts as JSON; print the verdicts."""
+def publish(
+    findings: Findings, out: Path, *, title: str, lead: str, made_how: dict[str, str], quiet: bool = False
+) -> list[report.Verdict]:
+    """Write the page, the figures as PNG and PDF, and the verdicts as JSON; print the verdicts unless `quiet`."""
     out.mkdir(parents=True, exist_ok=True)
     for name, illustration in findings.figures.items():
         for ending in ("png", "pdf"):
             plots.save(illustration.figure, out / f"{name}.{ending}")
     verdicts = findings.verdicts
     if verdicts:
-        files.replace(out / "verdicts.json", json.dumps([v.to_dict() for v in verdicts], indent=2) + "\n")
-        print(report.verdicts_text(verdicts), end="\n\n")
+        pairs = zip(verdicts, report.survivors(verdicts), strict=True)
+        content = [verdict.to_dict() | {"survives_holm": survives} for verdict, survives in pairs]
+        files.replace(out / "verdicts.json", json.dumps(content, indent=2) + "\n")
+        if not quiet:
+            print(report.verdicts_text(verdicts), end="\n\n")
     page = report.write_report(
         out / "report.html",
         title=title,
@@ -102,8 +122,27 @@ def publish(findings: Findings, out: Path, *, title: str, lead: str, made_how: d
         tables=findings.tables,
         made_how=made_how,
     )
-    print(f"In a browser: {page}")
+    if not quiet:
+        print(f"In a browser: {page}")
     return verdicts
+
+
+def check_folder(out: Path) -> None:
+    """Refuse, before any work, a folder that `publish` could not make."""
+    nearest = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"The page cannot go to {out}: {nearest} is a file. Name another folder, or move it away.")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"The page cannot go to {out}: {nearest} cannot be written. Name another folder.")
+
+
+def check_series(name: str, values: Sequence[float], *, below: float = 1.0, zero: bool = False) -> None:
+    """Refuse a list of α or T that is empty, repeats itself or leaves the open interval (0, below)."""
+    received = f"received {', '.join(map(str, values)) or 'none'}"
+    if not values or not all(0 < value < below or (zero and value == 0) for value in values):
+        raise ValueError(f"{name} must be {'at least' if zero else 'above'} 0 and below {below:g}; {received}.")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name} must hold each number once; {received}.")
 
 
 def accuracy(run: experiment.Run) -> float:
@@ -111,15 +150,24 @@ def accuracy(run: experiment.Run) -> float:
     return (run.metrics.get("held_out") or run.metrics["test"])["accuracy"]
 
 
-def interval(values: Sequence[float]) -> str:
-    """Set a mean over seeds with the half width of its 95 % interval, by Student's t."""
-    half_width = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{np.mean(values):.4g} ± {half_width:.2g}"
+def correct(run: experiment.Run) -> np.ndarray:
+    """Return whether a finished run is right about each held-out or, where there are none, test example: bool [N]."""
+    return run.examples("held_out" if "held_out" in run.metrics else "test").correct
+
+
+def interval_text(interval: intervals.Interval) -> str:
+    """Set an estimate with the half width of its interval, the wider one where tails are heavy."""
+    half_width = max(interval.high - interval.estimate, interval.estimate - interval.low)
+    return f"{interval.estimate:.4g} ± {half_width:.2g}".replace("-", "−")
 
 
 def load(path: Path, name: str, data: Data, limit: int | None = None) -> Network:
     """Run a SavedModel over its data, without augmentation."""
-    probe = analysis.Probe(path)
+    return collect(analysis.Probe(path), name, data, limit)
+
+
+def collect(probe: analysis.Probe, name: str, data: Data, limit: int | None = None) -> Network:
+    """Run a network over its data, without augmentation."""
     if probe.num_classes != data.num_classes:
         raise ValueError(
             f"The {probe.name} tells {probe.num_classes} classes apart, but {data.name} has {data.num_classes}."
@@ -130,32 +178,59 @@ def load(path: Path, name: str, data: Data, limit: int | None = None) -> Network
     return Network(name, probe.kernel, probe.bias, train, held_out)
 
 
-def statistics(network: Network, chosen: tuple[int, int, int]) -> dict[str, float]:
+def statistics(network: Network, chosen: tuple[int, int, int]) -> Statistics:
     """Return the numbers behind claims C1 to C6.
 
     Geometry is averaged over the planes of all classes (k, k + 1, k + 2), so that none is picked by hand. The
-    temperature is fitted on each half of the held-out examples and scored on the other.
+    temperature is fitted on each half of the held-out examples and scored on the other. ECE comes plug-in, as the
+    literature reports it, and bias-reduced, as networks are compared by it.
 
     Args:
         network: What `load` gives.
         chosen: Two similar classes and a different one, for `geometry.continuum`.
     """
-    held_out, labels = network.held_out.logits, network.held_out.labels
-    halves = calibration.cross_fitted(held_out, labels)
-    confidence, correct = calibration.top_label(held_out, labels)
+    logits, labels = network.held_out.logits, network.held_out.labels
+    halves = calibration.cross_fitted(logits, labels)
+    confidence, correct = calibration.top_label(logits, labels)
+    examples = {"accuracy": correct.astype(float), "overconfidence": confidence - correct}
+    means, ece, reduced = {name: float(rows.mean()) for name, rows in examples.items()}, {}, {}
+    for at, temperature in (("", 1.0), (" at temperature", halves.temperature)):
+        means["nll" + at] = calibration.negative_log_likelihood(logits, labels, temperature=temperature)
+        examples["nll" + at] = _negative_log_likelihoods(logits, labels, temperature)
+        ece["ece" + at] = calibration.expected_calibration_error(logits, labels, temperature=temperature)
+        name = "bias-reduced ece" + at
+        reduced[name], examples[name] = calibration.calibration_contributions(logits, labels, temperature=temperature)
     planes = {split: _plane_statistics(network, split) for split in ("train", "held_out")}
-    return {
-        "accuracy": float(correct.mean()),
-        "nll": calibration.negative_log_likelihood(held_out, labels),
-        "ece": calibration.expected_calibration_error(held_out, labels),
-        "overconfidence": float(confidence.mean() - correct.mean()),
-        "reliability slope": calibration.reliability(held_out, labels).slope,
-        "temperature": float(np.mean([fit.temperature for fit in halves.fits])),
-        "ece at temperature": calibration.expected_calibration_error(held_out, labels, temperature=halves.temperature),
-        "nll at temperature": calibration.negative_log_likelihood(held_out, labels, temperature=halves.temperature),
-        "continuum": geometry.continuum(network.train.logits, network.train.labels, chosen[:2], chosen[2]),
-        **{f"{name}, {split.replace('_', '-')}": value for split in planes for name, value in planes[split].items()},
-    }
+    return Statistics(
+        {
+            **means,
+            **reduced,
+            **ece,
+            "reliability slope": calibration.reliability(logits, labels).slope,
+            "temperature": float(np.mean([fit.temperature for fit in halves.fits])),
+            "continuum": geometry.continuum(network.train.logits, network.train.labels, chosen[:2], chosen[2]),
+            **{f"{n}, {split.replace('_', '-')}": value for split in planes for n, value in planes[split].items()},
+        },
+        examples,
+    )
+
+
+def crossed(
+    first: Sequence[Statistics], name: str, second: Sequence[Statistics] = (), other: str = ""
+) -> intervals.Interval:
+    """Return the interval over seeds and examples of a quantity, or of how much it is above another one.
+
+    Args:
+        first: `statistics` of each seed.
+        name: One of the quantities in `examples`.
+        second: What is subtracted, paired by seed and by example; none for the quantity itself.
+        other: The quantity that is subtracted, if not the same one.
+    """
+    values, rows = _by_seed(first, name)
+    if second:
+        values, rows = (one - less for one, less in zip((values, rows), _by_seed(second, other or name), strict=True))
+    step = 1 / rows.shape[1] if name == "accuracy" else 0.0
+    return intervals.crossed(rows, values=values, step=step, heavy_tails=name.startswith("nll"))
 
 
 def similar_classes(network: Network) -> tuple[int, int, int]:
@@ -282,23 +357,15 @@ def made_how(data: Data, **more: str) -> dict[str, str]:
 
 def run(config: Config) -> None:
     """Analyse the networks and write the page."""
-    if not 1 <= len(config.networks) <= MOST_NETWORKS:
-        raise ValueError(
-            f"received {len(config.networks)} networks: give one to {MOST_NETWORKS} run or SavedModel folders, as "
-            "many as a figure can tell apart."
-        )
-    config.out.mkdir(parents=True, exist_ok=True)
-    networks, names, fingerprints = [], _names(config.networks), set()
-    for path, name in zip(tqdm(config.networks, desc="networks", unit="network", leave=False), names, strict=True):
-        data = _data(path, config)
-        fingerprints.add(data.fingerprint)
-        if len(fingerprints) > 1:
-            raise ValueError(
-                f"{path} was trained on other data than {config.networks[0]}: compare networks of one data set."
-            )
-        networks.append(load(_saved_model(path), name, data, config.limit))
+    _check(config)
+    probes = [analysis.Probe(_saved_model(path)) for path in config.networks]
+    data = _common_data(config)
+    pairs = zip(probes, _names(config.networks), strict=True)
+    shown = tqdm(pairs, total=len(probes), desc="networks", unit="network", leave=False)
+    networks = [collect(probe, name, data, config.limit) for probe, name in shown]
     chosen = similar_classes(networks[0])
-    measured = {network.name: statistics(network, chosen) for network in networks}
+    measured = {network.name: statistics(network, chosen).values for network in networks}
+    config.out.mkdir(parents=True, exist_ok=True)
     files.replace(config.out / "statistics.json", json.dumps(measured, indent=2) + "\n")
     similar = f"{data.class_names[chosen[0]]} and {data.class_names[chosen[1]]}"
     findings = Findings(
@@ -331,6 +398,44 @@ def run(config: Config) -> None:
     )
 
 
+def _check(config: Config) -> None:
+    """Refuse what needs no data to be refused."""
+    if not 1 <= len(config.networks) <= MOST_NETWORKS:
+        raise ValueError(
+            f"received {len(config.networks)} networks: give one to {MOST_NETWORKS} run or SavedModel folders, as "
+            "many as a figure can tell apart."
+        )
+    folders = [_saved_model(path).resolve() for path in config.networks]
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"networks must be different ones; received {', '.join(map(str, config.networks))}.")
+    if len(set(config.classes)) < len(config.classes):
+        raise ValueError(f"classes must be three different ones; received {config.classes}.")
+    if config.limit < 1:
+        raise ValueError(f"limit must be at least 1; received {config.limit}.")
+    check_folder(config.out)
+
+
+def _common_data(config: Config) -> Data:
+    """Load the data that all networks share; refuse classes that they do not have."""
+    data = _data(config.networks[0], config)
+    for path in config.networks[1:]:
+        if _data(path, config).fingerprint != data.fingerprint:
+            raise ValueError(
+                f"{path} was trained on other data than {config.networks[0]}: compare networks of one data set."
+            )
+    if not all(0 <= label < data.num_classes for label in config.classes):
+        raise ValueError(
+            f"classes must be from 0 to {data.num_classes - 1}, those of {data.name}; received {config.classes}."
+        )
+    seen = len(set(data.labels("train")[: config.limit]))
+    if seen < data.num_classes:
+        raise ValueError(
+            f"The first {config.limit} training examples show {seen} of the {data.num_classes} classes of {data.name}: "
+            "raise --limit."
+        )
+    return data
+
+
 def _names(paths: Sequence[Path]) -> list[str]:
     names = [(path.parent if path.name == "saved_model" else path).name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
@@ -341,7 +446,7 @@ def _saved_model(path: Path) -> Path:
 
 
 def _data(path: Path, config: Config) -> Data:
-    """Load the data that a network's `config.json` names, with what the command line says instead."""
+    """Load the data that a network's `config.json` names or, where it does not say, the command line."""
     folder = path.parent if path.name == "saved_model" else path
     fields: dict[str, Any] = {}
     if (folder / "config.json").exists():
@@ -349,14 +454,32 @@ def _data(path: Path, config: Config) -> Data:
             stored = json.loads((folder / "config.json").read_text())["config"]
         except (ValueError, KeyError, TypeError) as problem:
             raise ValueError(
-                f"{folder / 'config.json'} is damaged ({problem}); give --dataset and --scaling."
+                f"{folder / 'config.json'} is damaged ({problem}). Move it away, and give --dataset and --scaling."
             ) from problem
         fields = {name: stored[name] for name in _DATA_FIELDS if name in stored}
     given = {name: getattr(config, name) for name in ("dataset", "train_size", "held_out_size", "scaling")}
-    fields |= {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    differing = [
+        f"{name} {value} and not {fields[name]}" for name, value in given.items() if fields.get(name, value) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} was trained with other data than the command line names: {', '.join(differing)}. Leave these "
+            "options out; its config.json holds them."
+        )
+    fields |= given
     if not {"dataset", "scaling"} <= set(fields):
         raise ValueError(f"{folder} has no config.json that names its data: give --dataset and --scaling.")
     return load_images(fields.pop("dataset"), data_dir=config.data_dir, **fields)
+
+
+def _by_seed(measured: Sequence[Statistics], name: str) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([each.values[name] for each in measured]), np.stack([each.examples[name] for each in measured])
+
+
+def _negative_log_likelihoods(logits: np.ndarray, labels: np.ndarray, temperature: float | np.ndarray) -> np.ndarray:
+    scaled = logits.astype(float) / np.reshape(temperature, (-1, 1))
+    return special.logsumexp(scaled, axis=1) - np.take_along_axis(scaled, labels[:, None], axis=1)[:, 0]
 
 
 def _plane_statistics(network: Network, split: Literal["train", "held_out"]) -> dict[str, float]:
@@ -375,7 +498,7 @@ def _plane_statistics(network: Network, split: Literal["train", "held_out"]) -> 
                 "spread over distance of centres": geometry.tightness(points, labels, plane, reference=centres),
                 "spread over distance of templates": geometry.tightness(points, labels, plane),
                 "variation of edges": geometry.triangle_regularity(centres).edge_variation,
-                "mean absolute coordinate": geometry.scale(points, labels, plane),
+                "mean distance from the origin": geometry.scale(points, labels, plane),
             }
         )
     return {name: float(np.mean([values[name] for values in each])) for name in each[0]}
@@ -397,25 +520,27 @@ def _planes(networks: Sequence[Network], classes: Sequence[int], class_names: Se
 def _table(measured: dict[str, dict[str, float]]) -> report.Table:
     header = ["quantity", *measured]
     rows = [[name, *(values[name] for values in measured.values())] for name in next(iter(measured.values()))]
-    return report.Table("What was measured; NLL in nats, coordinates in the units of the activations.", header, rows)
+    return report.Table("What was measured; NLL in nats, distances in the units of the activations.", header, rows)
 
 
 def _calibration_table(networks: Sequence[Network]) -> report.Table:
     rows = []
     for network in networks:
         logits, labels = network.held_out.logits, network.held_out.labels
-        low, high = calibration.bootstrap_interval(logits, labels)
+        ece, root_mean_square = (calibration.calibration_interval(logits, labels, norm=norm) for norm in ("l1", "l2"))
         rows.append(
             [
                 network.name,
                 calibration.expected_calibration_error(logits, labels),
-                f"{low:.4f} to {high:.4f}",
+                f"{ece.low:.4f} to {ece.high:.4f}",
                 calibration.adaptive_calibration_error(logits, labels),
                 calibration.debiased_calibration_error(logits, labels),
+                f"{root_mean_square.low:.4f} to {root_mean_square.high:.4f}",
             ]
         )
-    header = ["network", "ECE", "95 % bootstrap interval", "ECE, equal-mass bins", "debiased L2 error"]
-    return report.Table("Calibration errors of the held-out examples, 15 bins.", header, rows)
+    header = ["network", "ECE", "95 % interval", "ECE, equal-mass bins", "debiased L2 error", "95 % interval"]
+    caption = "Calibration errors of the held-out examples, 15 bins; the intervals cover fresh examples of one network."
+    return report.Table(caption, header, rows)
 
 
 if __name__ == "__main__":

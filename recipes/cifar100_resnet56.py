@@ -17,6 +17,7 @@ from typing import Literal
 from ls_keras import data, distribution, experiment, losses, metrics, models
 
 import analyse
+import cifar10_alexnet
 import keras
 
 
@@ -138,6 +139,11 @@ def build_model(config: Config, images: data.Data) -> distribution.Model:
 
 def run(config: Config, *, size: str, where: experiment.Where | None = None) -> experiment.Run:
     """Train one network, or return it if it is finished."""
+    cifar10_alexnet.check_descent(config, SIZES.get(size, config))
+    if not config.clip_norm > 0:
+        raise ValueError(f"`clip_norm` must be above 0; received {config.clip_norm}.")
+    if not 0 <= config.momentum < 1:
+        raise ValueError(f"`momentum` must be in [0, 1); received {config.momentum}.")
     return experiment.run(
         config, "cifar100_resnet56", SIZES, load_data, build_model, size=size, where=where, observe=analyse.observe
     )

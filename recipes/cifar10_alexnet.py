@@ -11,7 +11,7 @@ which the paper is silent, is that of its ResNet, so that one image can go throu
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ls_keras import data, distillation, distribution, experiment, losses, metrics, models
 
@@ -120,7 +120,28 @@ def build_model(config: Config, images: data.Data) -> distribution.Model:
 
 def run(config: Config, *, size: str, where: experiment.Where | None = None) -> experiment.Run:
     """Train one network, or return it if it is finished."""
+    default = SIZES.get(size, config)
+    check_descent(config, default)
+    if config.teacher is None and config.temperature != default.temperature:
+        raise ValueError("--temperature cannot act without a --teacher.")
+    if config.teacher is not None and config.alpha not in (0.0, default.alpha):
+        raise ValueError(
+            f"--alpha cannot act with a --teacher, from whom alone its student learns; received {config.alpha}. Leave "
+            "one of the two out."
+        )
     return experiment.run(config, "cifar10_alexnet", SIZES, load_data, build_model, size=size, where=where)
+
+
+def check_descent(config: Any, default: Any) -> None:
+    """Refuse rates and factors that Keras takes without a word, and given drops that come after the last step."""
+    for name in ("learning_rate", "loss_multiplier"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"`{name}` must be above 0; received {getattr(config, name)}.")
+    drops = config.drops
+    if list(drops) != sorted(set(drops)) or not all(drop > 0 for drop in drops):
+        raise ValueError(f"`drops` must be steps above 0 in ascending order; received {drops}.")
+    if drops != default.drops and drops and drops[-1] >= config.steps:
+        raise ValueError(f"`drops` must come before the last of the {config.steps} steps; received {drops}.")
 
 
 if __name__ == "__main__":

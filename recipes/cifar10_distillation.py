@@ -11,6 +11,7 @@ is followed through the teachers' training: it rises, then falls, lower with smo
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,15 +85,12 @@ def build_model(config: Config, images: Data) -> distillation.Distiller:
 def run(config: Config, *, size: str, where: experiment.Where | None = None) -> None:
     """Train what is missing and draw Figure 5."""
     where = where or experiment.Where()
-    if config.networks not in SIZES or 0.0 not in config.alphas or config.seeds < 1:
-        raise ValueError(
-            f"networks must be one of {', '.join(SIZES)}, alphas hold 0 and seeds be at least 1; received "
-            f"{config.networks!r}, {config.alphas} and {config.seeds}."
-        )
+    _check(config)
+    out = where.workdir / "cifar10_distillation" / experiment.label(config, size, SIZES)
+    analyse.check_folder(out)
     images = load_data(config, where.data_dir)
     if config.teacher:
         distillation.load_teacher(config.teacher, *_shapes(images))
-    out = where.workdir / "cifar10_distillation" / experiment.label(config, size, SIZES)
     with experiment.workers(where) as train:
         runs = train_teachers(config, train)
         teachers = {point: run.saved_model for point, run in runs.items()}
@@ -126,6 +124,7 @@ def run(config: Config, *, size: str, where: experiment.Where | None = None) -> 
             [], {"figure_5": illustration, "figure_6": analyse.information_figure(observed, images)}, [table]
         ),
         out,
+        quiet=where.quiet,
         title=f"Distillation on {images.name}",
         lead="Held-out accuracy of teachers and students over the equivalent smoothing γ of the student's targets.",
         made_how=analyse.made_how(images),
@@ -179,6 +178,24 @@ def smoothness(config: Config, teachers: dict[Point, Path], images: Data) -> dic
             (alpha, seed): gamma(logits[alpha, seed], labels) for alpha, seed in teachers if alpha
         },
     }
+
+
+def _check(config: Config) -> None:
+    if config.networks not in SIZES or config.seeds < 1:
+        raise ValueError(
+            f"networks must be one of {', '.join(SIZES)} and seeds at least 1; received {config.networks!r} and "
+            f"{config.seeds}."
+        )
+    analyse.check_series("temperatures", config.temperatures, below=math.inf)
+    analyse.check_series("alphas", config.alphas, zero=True)
+    if 0.0 not in config.alphas or len(config.alphas) < 2:
+        raise ValueError(f"alphas must hold 0 and at least one other; received {config.alphas}.")
+    teacher = cifar100_resnet56.SIZES[config.networks]
+    if not 0 < config.observe_every <= teacher.steps or config.observe_every % teacher.evaluate_every:
+        raise ValueError(
+            f"observe_every must be a multiple of {teacher.evaluate_every} up to {teacher.steps}, the steps of the "
+            f"{config.networks} networks; received {config.observe_every}."
+        )
 
 
 def _student(config: Config) -> cifar10_alexnet.Config:

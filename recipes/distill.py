@@ -15,12 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ls_keras import distillation, experiment, plots, report
+from ls_keras.analysis import intervals
 from ls_keras.data import Data
 from ls_keras.report import Verdict
 
 import analyse
 import mnist_mlp
 import numpy as np
+
+INTERVALS = (
+    "95 %; of accuracy, confidence, NLL and ECE over seeds and examples, from variance components; of the rest over "
+    "seeds, Student's t; differences are paired by seed and example"
+)
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,16 @@ def find(config: Config, where: experiment.Where, train: experiment.Train) -> an
     students, gamma = train_students(config, teachers, data, train)
     pairs = train_mnist_pairs(config, teachers, train)
     hard, smoothed = (analyse.information_through_training(teachers[alpha]) for alpha in (0.0, config.alpha))
-    by_alpha = {alpha: np.array([analyse.accuracy(run) for run in runs]) for alpha, runs in teachers.items()}
+    by_alpha = {alpha: np.array([analyse.correct(run) for run in runs], float) for alpha, runs in teachers.items()}
     verdicts = judge_distillation(config, by_alpha, students, pairs) + judge_information(config, hard, smoothed)
     softness = gamma.mean(axis=1)
     figure_5 = plots.distillation_figure(
-        teacher=plots.SeedCurve("teacher", np.array(list(by_alpha)), np.array(list(by_alpha.values()))),
-        baseline=plots.SeedCurve("student, smoothed labels", softness, students["smoothing"]),
-        hard_teacher=plots.SeedCurve("student of the hard-target teacher", softness, students["hard"]),
-        smoothed_teacher=plots.SeedCurve("student of the smoothed teacher", softness, students["smoothed"]),
+        teacher=plots.SeedCurve("teacher", np.array(list(by_alpha)), np.array(list(by_alpha.values())).mean(axis=2)),
+        baseline=plots.SeedCurve("student, smoothed labels", softness, students["smoothing"].mean(axis=2)),
+        hard_teacher=plots.SeedCurve("student of the hard-target teacher", softness, students["hard"].mean(axis=2)),
+        smoothed_teacher=plots.SeedCurve(
+            "student of the smoothed teacher", softness, students["smoothed"].mean(axis=2)
+        ),
     )
     return analyse.Findings(
         verdicts,
@@ -111,14 +119,12 @@ def alone(base: mnist_mlp.Config) -> mnist_mlp.Config:
 def train_students(
     config: Config, teachers: dict[float, list[experiment.Run]], data: Data, train: experiment.Train
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return students' accuracies [α, seed] of three kinds at equal softness, and that softness γ [α, seed].
+    """Return which examples students of three kinds get right [α, seed, example], and their softness γ [α, seed].
 
     γ is the smoothed teacher's at T = 1. The hard-target teacher is heated until it is as soft, and students without
     a teacher learn from labels smoothed by α = γ; all else is equal [A.1: β = 1, the student's temperature 1].
     """
-    base = dataclasses.replace(
-        alone(mnist_mlp.SIZES[config.networks]), units=config.student_units, match="probabilities", beta=1.0
-    )
+    base = dataclasses.replace(alone(mnist_mlp.SIZES[config.networks]), units=config.student_units)
     labels = data.labels("train")
 
     def logits(run: experiment.Run) -> np.ndarray:
@@ -135,23 +141,27 @@ def train_students(
             softness = float(gamma[row, seed])
             temperature = round(distillation.matching_temperature(hard[seed], labels, softness), 4)
             own = dataclasses.replace(base, alpha=0.0, seed=seed)
+            taught = dataclasses.replace(own, match="probabilities", beta=1.0)
             of_hard, of_smoothed = teachers[0.0][seed].saved_model, teachers[alpha][seed].saved_model
             configs["smoothing"].append(dataclasses.replace(own, alpha=softness))
-            configs["hard"].append(dataclasses.replace(own, teacher=of_hard, temperature=temperature))
-            configs["smoothed"].append(dataclasses.replace(own, teacher=of_smoothed))
-    accuracies = {
+            configs["hard"].append(dataclasses.replace(taught, teacher=of_hard, temperature=temperature))
+            configs["smoothed"].append(dataclasses.replace(taught, teacher=of_smoothed))
+    right = {
         kind: np.array(
-            [analyse.accuracy(r) for r in train(mnist_mlp.run, each, size=config.networks, what=f"students, {kind}")]
+            [analyse.correct(r) for r in train(mnist_mlp.run, each, size=config.networks, what=f"students, {kind}")],
+            float,
         )
         for kind, each in configs.items()
     }
-    return {kind: values.reshape(gamma.shape) for kind, values in accuracies.items()}, gamma
+    return {kind: values.reshape(*gamma.shape, -1) for kind, values in right.items()}, gamma
 
 
 def train_mnist_pairs(
     config: Config, teachers: dict[float, list[experiment.Run]], train: experiment.Train
 ) -> dict[str, np.ndarray]:
-    """Return accuracies [seed] of the four networks of A.5: a dropout and a smoothed teacher and their students."""
+    """Return what the four networks of A.5 get right [seed, example]: two teachers, one dropout and one smoothed, and
+    their students.
+    """
     base = dataclasses.replace(alone(mnist_mlp.SIZES[config.networks]), alpha=0.0)
     dropout = mnist_mlp.SIZES["dropout"]
     seeds = range(config.seeds)
@@ -184,7 +194,7 @@ def train_mnist_pairs(
         ]
         what = f"students of {kind} teachers"
         runs[f"student of {kind}"] = train(mnist_mlp.run, students, size=config.networks, what=what)
-    return {kind: np.array([analyse.accuracy(run) for run in runs[kind]]) for kind in runs}
+    return {kind: np.array([analyse.correct(run) for run in runs[kind]], float) for kind in runs}
 
 
 def judge_distillation(
@@ -193,7 +203,7 @@ def judge_distillation(
     students: dict[str, np.ndarray],
     pairs: dict[str, np.ndarray],
 ) -> list[Verdict]:
-    """Return the verdicts on claims C8 to C11."""
+    """Return the verdicts on claims C8 to C11, from 1 for right and 0 for wrong [..., seed, example]."""
     mean = {kind: values.mean(axis=0) for kind, values in students.items()}
     at = "held-out accuracy, mean over γ of " + ", ".join(f"α = {alpha:g}" for alpha in config.distilled)
     return [
@@ -201,43 +211,48 @@ def judge_distillation(
             "C8",
             f"Teachers improve with smoothing up to α = {config.best_alpha:g}.",
             f"held-out accuracy, α = {config.best_alpha:g} − hard targets",
-            by_alpha[config.best_alpha] - by_alpha[0.0],
+            of_accuracy(by_alpha[config.best_alpha] - by_alpha[0.0]),
         ),
         report.paired_verdict(
             "C9",
             "Students of hard-target teachers beat students that learn from smoothed labels.",
             f"{at}; student of the heated hard-target teacher − smoothing, at equal γ",
-            mean["hard"] - mean["smoothing"],
+            of_accuracy(mean["hard"] - mean["smoothing"]),
         ),
         report.paired_verdict(
             "C10a",
             "Students of smoothed teachers are beaten by students that learn from smoothed labels.",
             f"{at}; smoothing − student of the smoothed teacher, at equal γ",
-            mean["smoothing"] - mean["smoothed"],
+            of_accuracy(mean["smoothing"] - mean["smoothed"]),
             paper="no better, and sometimes worse",
         ),
         report.paired_verdict(
             "C10b",
             "A hard-target teacher makes better students than a smoothed one.",
             f"{at}; student of the heated hard-target teacher − student of the smoothed one, at equal γ",
-            mean["hard"] - mean["smoothed"],
+            of_accuracy(mean["hard"] - mean["smoothed"]),
         ),
         report.paired_verdict(
             "C11a",
             "The smoothed teacher is better than the dropout teacher (A.5).",
             f"held-out accuracy, teacher with α = {config.alpha:g} − teacher with dropout",
-            pairs["smoothed"] - pairs["dropout"],
+            of_accuracy(pairs["smoothed"] - pairs["dropout"]),
             paper="0.59 and 0.67 % errors on MNIST",
         ),
         report.paired_verdict(
             "C11b",
             "The smoothed teacher's student is worse (A.5).",
             "held-out accuracy, student of the dropout teacher − student of the smoothed teacher",
-            pairs["student of dropout"] - pairs["student of smoothed"],
+            of_accuracy(pairs["student of dropout"] - pairs["student of smoothed"]),
             paper="0.74 and 0.91 % errors on MNIST",
             note="students learn at a tenth of the teachers' rate, at which their squared errors diverge",
         ),
     ]
+
+
+def of_accuracy(rows: np.ndarray) -> intervals.Interval:
+    """Return the interval over seeds and examples of an accuracy, or of a difference of two, from [seed, example]."""
+    return intervals.crossed(rows, step=1 / rows.shape[1])
 
 
 def judge_information(config: Config, hard: dict[str, np.ndarray], smoothed: dict[str, np.ndarray]) -> list[Verdict]:
@@ -259,25 +274,25 @@ def judge_information(config: Config, hard: dict[str, np.ndarray], smoothed: dic
             "C12a",
             "With smoothing, mutual information between examples and logits rises at first.",
             f"middle third of training − start, α = {config.alpha:g}, {unit}",
-            half["smoothed"] - start["smoothed"],
+            intervals.over_seeds(half["smoothed"] - start["smoothed"]),
         ),
         report.paired_verdict(
             "C12b",
             "With smoothing, mutual information falls later in training.",
             f"middle third of training − end, α = {config.alpha:g}, {unit}",
-            fall["smoothed"],
+            intervals.over_seeds(fall["smoothed"]),
         ),
         report.paired_verdict(
             "C12c",
             "It falls faster with smoothing than with hard targets.",
             f"fall from the middle third to the end, α = {config.alpha:g} − hard targets, {unit}",
-            fall["smoothed"] - fall["hard"],
+            intervals.over_seeds(fall["smoothed"] - fall["hard"]),
         ),
         report.paired_verdict(
             "C12d",
             "It ends lower with smoothing than with hard targets.",
             f"end of training, hard targets − α = {config.alpha:g}, {unit}",
-            end["hard"] - end["smoothed"],
+            intervals.over_seeds(end["hard"] - end["smoothed"]),
         ),
     ]
 
@@ -289,43 +304,55 @@ def accuracy_table(
     gamma: np.ndarray,
     pairs: dict[str, np.ndarray],
 ) -> report.Table:
-    """Set every network's accuracy and 95 % interval over the seeds."""
-    rows = [[f"teacher, α = {alpha:g}", f"{alpha:g}", analyse.interval(teachers[alpha])] for alpha in teachers]
+    """Set every network's accuracy and 95 % interval over the seeds and examples."""
+
+    def cell(rows: np.ndarray) -> str:
+        return analyse.interval_text(of_accuracy(rows))
+
+    rows = [[f"teacher, α = {alpha:g}", f"{alpha:g}", cell(teachers[alpha])] for alpha in teachers]
     names = {"smoothing": "smoothed labels", "hard": "hard-target teacher", "smoothed": "smoothed teacher"}
     rows += [
-        [f"student, {names[kind]}", f"{gamma[row].mean():.3f}", analyse.interval(students[kind][row])]
+        [f"student, {names[kind]}", f"{gamma[row].mean():.3f}", cell(students[kind][row])]
         for kind in students
         for row in range(len(config.distilled))
     ]
-    rows += [[f"A.5: {kind}", "", analyse.interval(values)] for kind, values in pairs.items()]
+    rows += [[f"A.5: {kind}", "", cell(values)] for kind, values in pairs.items()]
     return report.Table(
-        f"Accuracy: mean and 95 % interval over {config.seeds} seeds.", ["network", "γ", "accuracy"], rows
+        f"Accuracy: mean and 95 % interval over {config.seeds} seeds and the held-out examples.",
+        ["network", "γ", "accuracy"],
+        rows,
     )
 
 
-def check_networks(networks: str, seeds: int) -> None:
-    """Refuse a size that `mnist_mlp.py` has not, or too few seeds for an interval."""
-    if networks not in SIZES:
-        raise ValueError(f"networks must be one of {', '.join(SIZES)}; received {networks!r}.")
-    if seeds < 2:
-        raise ValueError(f"an interval needs at least 2 seeds; received {seeds}.")
+def check(config: Config) -> None:
+    """Refuse, before any network is trained, what one of them or a verdict would refuse."""
+    if config.networks not in SIZES:
+        raise ValueError(f"networks must be one of {', '.join(SIZES)}; received {config.networks!r}.")
+    if config.seeds < 2:
+        raise ValueError(f"an interval needs at least 2 seeds; received {config.seeds}.")
+    analyse.check_series("alpha", [config.alpha])
+    analyse.check_series("best_alpha", [config.best_alpha])
+    analyse.check_series("distilled", config.distilled)
+    if not config.student_units or min(config.student_units) < 1:
+        raise ValueError(f"student_units must be positive widths of hidden layers; received {config.student_units}.")
 
 
 def run(config: Config, *, size: str, where: experiment.Where | None = None) -> list[Verdict]:
     """Run the distillation claims alone and write their page."""
     where = where or experiment.Where()
-    check_networks(config.networks, config.seeds)
+    check(config)
+    out = where.workdir / "distill" / experiment.label(config, size, SIZES)
+    analyse.check_folder(out)
     with experiment.workers(where) as train:
         findings = find(config, where, train)
     return analyse.publish(
         findings,
-        where.workdir / "distill" / experiment.label(config, size, SIZES),
+        out,
+        quiet=where.quiet,
         title="What smoothing erases",
         lead="The claims of Müller, Kornblith and Hinton (2019) about distillation and mutual information, tested with "
         f"fully connected networks ({config.networks}).",
-        made_how=analyse.made_how(
-            load_data(config, where.data_dir), Intervals="95 %, Student's t over differences paired by seed"
-        ),
+        made_how=analyse.made_how(load_data(config, where.data_dir), Intervals=INTERVALS),
     )
 
 

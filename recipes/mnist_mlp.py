@@ -137,20 +137,17 @@ def build_model(config: Config, images: data.Data) -> distribution.Model:
         max_norm=config.max_norm,
         seed=config.seed,
     )
-    model, loss = distribution.Model(network.input, network.output), losses.SmoothedCrossentropy(config.alpha)
+    model = distribution.Model(network.input, network.output)
     if config.teacher is not None:
         teacher = distillation.load_teacher(config.teacher, images.num_classes, images.input_shape)
         model = distillation.Distiller(network.input, network.output, teacher=teacher)
-        loss = losses.LogitMatching(config.beta)
-        if config.match == "probabilities":
-            loss = losses.DistillationLoss(config.beta, config.temperature)
     model.compile(
         optimizer=SmoothedGradientDescent(
             keras.optimizers.schedules.PolynomialDecay(config.learning_rate, config.steps, end_learning_rate=0.0),
             smoothing=config.gradient_smoothing,
             last_layer_rate=config.last_layer_rate,
         ),
-        loss=loss,
+        loss=_loss(config),
         weighted_metrics=metrics.classification(),
     )
     return model
@@ -178,9 +175,42 @@ class SmoothedGradientDescent(keras.optimizers.Optimizer):
 
 def run(config: Config, *, size: str, where: experiment.Where | None = None) -> experiment.Run:
     """Train one network, or return it if it is finished."""
+    _check(config, SIZES.get(size, config))
     return experiment.run(
         config, "mnist_mlp", SIZES, load_data, build_model, size=size, where=where, observe=analyse.observe
     )
+
+
+def _loss(config: Config) -> keras.losses.Loss:
+    if config.teacher is None:
+        return losses.SmoothedCrossentropy(config.alpha)
+    if config.match == "logits":
+        return losses.LogitMatching(config.beta)
+    return losses.DistillationLoss(config.beta, config.temperature)
+
+
+def _check(config: Config, default: Config) -> None:
+    """Refuse numbers that no library function would refuse, and options that cannot act."""
+    _loss(config)  # a bad share or temperature, before the teacher's answers are kept
+    for name in ("learning_rate", "last_layer_rate"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"`{name}` must be above 0; received {getattr(config, name)}.")
+    if not 0 <= config.gradient_smoothing < 1:
+        raise ValueError(f"`gradient_smoothing` must be in [0, 1); received {config.gradient_smoothing}.")
+    given = {name for name in ("match", "beta", "temperature") if getattr(config, name) != getattr(default, name)}
+    if config.teacher is None and given:
+        raise ValueError(f"{', '.join(f'--{name}' for name in sorted(given))} cannot act without a --teacher.")
+    if config.teacher is not None and config.match == "logits" and "temperature" in given:
+        raise ValueError(
+            "--temperature cannot act where the student matches the teacher's logits: give --match probabilities, too."
+        )
+    if config.teacher is not None and config.beta == 0:
+        raise ValueError("With --beta 0 the --teacher cannot act: give it a share of the loss, or leave it out.")
+    if config.teacher is not None and config.alpha not in (0.0, default.alpha):
+        raise ValueError(
+            f"--alpha cannot act with a --teacher, beside whom its student learns from hard labels; received "
+            f"{config.alpha}. Leave one of the two out."
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from ls_keras import distribution, metrics
+from ls_keras import distribution, losses, metrics
 
 import keras
 import numpy as np
@@ -15,6 +15,27 @@ import tensorflow as tf
 
 CLIP = 0.3
 BATCH = 8
+LENGTH = 5
+JOINED = 3
+CLASS_WEIGHT = {0: 0.5, 2: 3.0}
+LOSSES = {
+    "ours": lambda ignored: losses.SmoothedCrossentropy(0.1, ignore_class=ignored),
+    "keras": lambda ignored: keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=ignored),
+    "keras, by weights": lambda ignored: keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=ignored, reduction="mean_with_sample_weight"
+    ),
+}
+# How labels [n, t] are left out, the loss, and the shape of sample weights.
+STEPS = [
+    ("mask", "ours", "none"),
+    ("mask", "ours", "[n]"),
+    ("ignored", "ours", "[n, 1]"),
+    ("ignored", "ours", "[n, t]"),
+    ("mask", "keras", "[n, 1]"),
+    ("ignored", "keras", "[n]"),
+    ("mask", "keras, by weights", "[n, t]"),
+    ("ignored", "keras, by weights", "none"),
+]
 
 
 class Doubled(distribution.Model):
@@ -45,6 +66,65 @@ def padded_batches(rows=21):
 
 def uneven_batches(rows=21):
     return tf.data.Dataset.from_tensor_slices(examples(rows)).batch(BATCH)
+
+
+def sequences(rows=2 * JOINED * BATCH):
+    """Inputs [n, t, 4], labels, weights [n, t], and where a position counts, unevenly over the halves of a batch."""
+    generator = np.random.default_rng(4)
+    x = generator.normal(size=(rows, LENGTH, 4)).astype("float32")
+    lengths = generator.integers(0, LENGTH + 1, rows)
+    lengths[:4], lengths[4:8], lengths[8:16] = 0, LENGTH, [1, 0, 0, 1, 5, 4, 5, 3]
+    counts = np.arange(LENGTH) < lengths[:, None]
+    weights = generator.uniform(0.2, 3.0, (rows, LENGTH)).astype("float32")
+    return x, generator.integers(0, 3, (rows, LENGTH)).astype("int32"), weights, counts
+
+
+def padded_sequences(pads, loss, weighted):
+    x, y, weights, counts = sequences()
+    x = np.where(counts[..., None], x, 0.0) if pads == "mask" else x
+    # Under a mask ours may find anything; Keras stops at what is no class, counted or not.
+    y = np.where(counts, y, -1 if pads == "ignored" else 7 if loss == "ours" else 0)
+    shaped = {"[n]": weights[:, 0], "[n, 1]": weights[:, :1], "[n, t]": weights}
+    return x, y, *([shaped[weighted]] if weighted in shaped else [])
+
+
+def tagger(strategy, pads, loss, optimizer, hidden=0, **options):
+    """Logits of each position: linear, or of a hidden layer."""
+    with strategy.scope():
+        keras.utils.set_random_seed(3)
+        inputs = keras.Input((LENGTH, 4))
+        x = keras.layers.Masking()(inputs) if pads == "mask" else inputs
+        if hidden:
+            x = keras.layers.Dense(hidden, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.01))(x)
+        kernel = keras.initializers.RandomNormal(stddev=0.5, seed=5)
+        model = distribution.Model(inputs, keras.layers.Dense(3, kernel_initializer=kernel)(x))
+        model.compile(optimizer(), LOSSES[loss](-1 if pads == "ignored" else None), **options)
+    return model
+
+
+def tagged(strategy, pads, loss, weighted, optimizer, batch=BATCH, **fit):
+    model = tagger(strategy, pads, loss, optimizer, hidden=6)
+    batches = tf.data.Dataset.from_tensor_slices(padded_sequences(pads, loss, weighted)).batch(
+        batch, drop_remainder=True
+    )
+    history = model.fit(batches, verbose=0, **fit).history
+    return {"history": history, "weights": [array.tolist() for array in model.get_weights()]}
+
+
+def sgd(**options):
+    return lambda: keras.optimizers.SGD(0.5, momentum=0.9, global_clipnorm=0.05, **options)
+
+
+def averaging():
+    return keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2)
+
+
+def one_step(strategy, pads, loss, weighted):
+    """Loss and weights of the linear tagger after a step of the first batch."""
+    model = tagger(strategy, pads, loss, lambda: keras.optimizers.SGD(1.0), run_eagerly=True)
+    batch = tf.data.Dataset.from_tensors(tuple(part[:BATCH] for part in padded_sequences(pads, loss, weighted)))
+    loss = model.fit(batch, verbose=0).history["loss"]
+    return {"loss": loss, "weights": [array.tolist() for array in model.get_weights()]}
 
 
 def network():
@@ -118,14 +198,20 @@ def main(name, path):
     tf.config.experimental.enable_op_determinism()
     model, plain = trained(strategy)
     _, derived = trained(strategy, model_class=Doubled, steps_per_execution=2)
+    weighted = {"class_weight": CLASS_WEIGHT, "epochs": 2}
     result = {
         "plain": plain | evaluated(model),
         "derived": derived,
+        "accumulated": tagged(strategy, "mask", "ours", "[n, 1]", sgd(gradient_accumulation_steps=JOINED), **weighted),
+        "averaged": tagged(strategy, "ignored", "keras, by weights", "[n, t]", averaging),
         "chief": distribution.is_chief(strategy),
         "description": distribution.describe(strategy),
     }
     if name == "cpu":
         result["gradient norm"] = gradient_norm(compiled(strategy))
+        result["joined"] = tagged(strategy, "mask", "ours", "[n, 1]", sgd(), batch=JOINED * BATCH, **weighted)
+    if name == "mirrored":
+        result["steps"] = {" ".join(each): one_step(strategy, *each) for each in STEPS}
     if name == "multi-worker":
         result["stock fault"] = stock_fault(strategy)
     Path(path).write_text(json.dumps(result))

@@ -226,9 +226,11 @@ def test_extreme_logits_stay_finite_and_labels_out_of_range_do_not_pass(beta):
     for loss in (DistillationLoss(beta, reduction=None), LogitMatching(beta, reduction=None)):
         assert np.isfinite(loss(targets, logits)).all()
         wrong = tf.concat([[[3.0], [-1.0]], targets[:, 1:]], axis=1)
-        assert np.isnan(loss(wrong, logits)).all() == (beta < 1)
-        with pytest.raises(ValueError, match=r"Labels must be in \[0, 3\)"):
-            loss(wrong.numpy(), logits)
+        # The labels have no part in the loss where the teacher has all of it.
+        assert np.isnan(tf.function(loss)(wrong, logits)).all() == (beta < 1)
+        for seen in (wrong, wrong.numpy()) if beta < 1 else ():
+            with pytest.raises(ValueError, match=r"Labels must be whole numbers in \[0, 3\)"):
+                loss(seen, logits)
 
 
 @pytest.mark.parametrize(
@@ -254,10 +256,11 @@ def test_targets_keep_labels_and_precision():
     assert packed.dtype == "float64"
     np.testing.assert_array_equal(packed, np.column_stack([[3, 2], v]))
     assert distillation_targets([3, 2], v.astype("float16")).dtype == "float32"
-    large = distillation_targets([2**24 - 1], np.zeros((1, 2), "float32"))
-    assert int(large[0, 0]) == 2**24 - 1
-    with pytest.raises(ValueError, match="one column per class"):
-        distillation_targets(np.eye(4)[:2], v)
+    many = np.zeros((1, 5000), "float32")
+    assert int(distillation_targets([4999], many)[0, 0]) == 4999
+    np.testing.assert_array_equal(distillation_targets(np.eye(4)[[3, 2]], v), packed)
+    with pytest.raises(ValueError, match="received soft targets"):
+        distillation_targets(np.full((2, 4), 0.25), v)
     with pytest.raises(ValueError, match="without the last axis"):
         distillation_targets([1, 2, 3], v)
 
@@ -341,6 +344,48 @@ def test_cached_logits_train_the_same_student(teacher, tmp_path):
         results.append([*history.values(), *distribution.get_state(model)])
     for asked, read in zip(*results, strict=True):
         np.testing.assert_allclose(asked, read, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["asked", "packed"])
+def test_class_weights_go_by_the_label(teacher, teacher_model, packed):
+    x, y, weights = one_batch(12)
+    model = dense_student(teacher, DistillationLoss(0.5, 2.0), learning_rate=0.0)
+    kernel, bias = model.get_weights()
+    v = logits_of(teacher_model, x)
+    rows, _ = reference(DistillationLoss, y, v, x.reshape(len(x), -1) @ kernel + bias, 0.5, 2.0)
+    rows *= np.array([1.0, 5.0, 0.5])[y]
+    targets = distillation_targets(y, v.astype("float32")).numpy() if packed else y
+    fit = {"class_weight": {1: 5.0, 2: 0.5}, "batch_size": len(x), "verbose": 0}
+    history = model.fit(x, targets, **fit).history
+    assert history["loss"][0] == pytest.approx(rows.mean(), rel=1e-5)
+    history = model.fit(x, targets, sample_weight=weights, **fit).history
+    assert history["loss"][0] == pytest.approx((weights * rows).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["asked", "packed"])
+def test_labels_of_no_class_and_images_of_nan_are_refused(teacher, packed):
+    x, y, _ = one_batch()
+    model = dense_student(teacher, DistillationLoss(0.5))
+    for value in (K, 0.7):
+        wrong = np.where(np.arange(len(y)) == 4, value, y).astype("float32")
+        targets = np.column_stack([wrong, np.zeros((len(y), K), "float32")]) if packed else wrong
+        with pytest.raises(
+            ValueError, match=rf"whole numbers in \[0, 3\), the number of logits; received {value}.* in row 4"
+        ):
+            model.fit(x, targets, verbose=0)
+    x[2] = np.nan
+    with pytest.raises(ValueError, match="Inputs must be finite numbers; received nan in row 2"):
+        model.fit(x, y, verbose=0)
+
+
+def test_a_student_of_probabilities_is_refused(teacher):
+    x, y, _ = one_batch()
+    inputs = keras.Input(SHAPE)
+    outputs = keras.layers.Dense(K, activation="softmax")(keras.layers.Flatten()(inputs))
+    model = distillation.Distiller(inputs, outputs, teacher=teacher)
+    model.compile("sgd", DistillationLoss(), jit_compile=False)
+    with pytest.raises(ValueError, match="received the output of a softmax"):
+        model.fit(x, y, verbose=0)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras with NumPy 2.4

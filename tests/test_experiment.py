@@ -13,7 +13,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from ls_keras import experiment, files
+from ls_keras import distribution, experiment, files
 from ls_keras.analysis import Probe
 
 import keras
@@ -117,7 +117,7 @@ def processes(tmp_path_factory):
     yield finished
     for process in started.values():
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def failing_writes(limit):
 
 def test_a_finished_folder_holds_the_record_and_nothing_temporary(undisturbed):
     assert undisturbed.folder.parts[-2:] == ("tiny", "small")
-    names = {"config.json", "history.csv", "metrics.json", "saved_model", "tensorboard"}
+    names = {"config.json", "examples.npz", "history.csv", "metrics.json", "saved_model", "tensorboard"}
     assert {path.name for path in undisturbed.folder.iterdir()} == names
     record = json.loads((undisturbed.folder / "config.json").read_text())
     assert record["config"] == {**dataclasses.asdict(CONFIG), "units": [16, 12]}
@@ -172,6 +172,62 @@ def test_metrics_are_those_of_the_exported_network(undisturbed, split):
     np.testing.assert_allclose(undisturbed.metrics[split]["nll"], nll, rtol=1e-5)
     accuracy = np.mean(collected.logits.argmax(axis=1) == collected.labels)
     np.testing.assert_allclose(undisturbed.metrics[split]["accuracy"], accuracy, atol=1e-6)
+
+
+@pytest.mark.parametrize("split", ["held_out", "test"])
+def test_each_example_is_kept_in_the_order_of_the_data(undisturbed, split):
+    """Against SciPy's log-softmax of the SavedModel's logits, image by image."""
+    images = tiny_recipe.load_data(CONFIG)
+    loaded = tf.saved_model.load(str(undisturbed.saved_model))
+    logits = loaded.serve(images.images(split) / np.float32(255)).numpy().astype(float)
+    log_p, labels = special.log_softmax(logits, axis=1), images.labels(split)
+    examples = undisturbed.examples(split)
+    np.testing.assert_array_equal(examples.correct, logits.argmax(axis=1) == labels)
+    np.testing.assert_allclose(examples.confidence, np.exp(log_p.max(axis=1)), rtol=1e-5)
+    np.testing.assert_allclose(examples.nll, -log_p[np.arange(len(labels)), labels], rtol=1e-5)
+    assert (examples.correct.dtype, examples.confidence.dtype, examples.nll.dtype) == (bool, float, float)
+    metrics = undisturbed.metrics[split]
+    assert examples.correct.mean() == pytest.approx(metrics["accuracy"], abs=1e-6)
+    assert examples.nll.mean() == pytest.approx(metrics["nll"], rel=1e-5)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def changed(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+
+
+def without_a_column(path):
+    with np.load(path) as stored:
+        arrays = {name: array for name, array in stored.items() if name != "test_nll"}
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (Path.unlink, "has no examples.npz, as runs of older versions"),
+        (cut, "examples.npz is damaged"),
+        (changed, "examples.npz is damaged"),
+        (without_a_column, "examples.npz is damaged .*of test are missing"),
+        (lambda path: path.write_bytes(b""), "examples.npz is damaged"),
+    ],
+)
+def test_examples_that_cannot_be_read_are_refused(undisturbed, tmp_path, damage, message):
+    copy = experiment.Run(tmp_path / "copy", undisturbed.metrics)
+    shutil.copytree(undisturbed.folder, copy.folder)
+    damage(copy.folder / "examples.npz")
+    with pytest.raises(ValueError, match=rf"{message}.*Remove .*copy to run again"):
+        copy.examples("test")
+
+
+def test_examples_of_another_split_are_refused(undisturbed):
+    with pytest.raises(ValueError, match="no examples of 'train'; it has those of held_out, test"):
+        undisturbed.examples("train")
 
 
 def test_tensorboard_shows_the_history(undisturbed):
@@ -361,6 +417,55 @@ def test_a_diverging_run_stops_with_causes_and_leaves_nothing(tmp_path, evaluate
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"steps": 2, "evaluate_every": 1},
+            r"largest (weight|logit) is \S*e\+\d\d after 2 steps.*Training diverged.*rate",
+        ),
+        ({}, "largest (weight|logit) is .* after 12 steps"),
+    ],
+)
+def test_a_run_that_ends_diverged_says_so_and_starts_anew(tmp_path, changes, message):
+    """Its loss is finite throughout, and its logits overflow or not, by what they are asked."""
+    config = dataclasses.replace(CONFIG, learning_rate=1e3, **changes)
+    with pytest.raises(FloatingPointError, match=message):
+        run(tmp_path, config)
+    (folder,) = (tmp_path / "tiny").iterdir()
+    assert {path.name for path in folder.iterdir()} == {"config.json", "history.csv", "tensorboard"}
+    assert all(np.isfinite(row["loss"]) for row in history(folder))
+    with pytest.raises(FloatingPointError, match=message):
+        run(tmp_path, config)
+    assert history(folder)[0]["step"] == config.evaluate_every
+
+
+def test_nan_weights_behind_a_finite_loss_end_the_run(tmp_path, monkeypatch):
+    """√ has no slope at 0, so the kernel is NaN after a step; max pooling passes over NaN, and the loss is ln 10."""
+    losses = []
+
+    def build_model(config, images):
+        inputs = keras.Input(images.input_shape)
+        x = keras.ops.sqrt(keras.layers.ReLU()(keras.layers.Conv2D(2, 3, name="first")(inputs)))
+        x = keras.layers.Flatten()(keras.layers.ReLU()(keras.layers.MaxPooling2D(2)(x)))
+        x = keras.layers.Dense(4, activation="relu", name="penultimate")(x)
+        model = distribution.Model(inputs, keras.layers.Dense(10, name="logits")(x))
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+        return model
+
+    def check(self, loss, step):
+        losses.append(float(loss))
+
+    monkeypatch.setattr(tiny_recipe, "build_model", build_model)
+    monkeypatch.setattr(experiment._Watch, "_check", check)
+    with pytest.raises(
+        FloatingPointError, match=r"weights hold NaN or infinity by step 3, first/kernel the first\. Train"
+    ):
+        run(tmp_path)
+    assert np.isfinite(losses).all()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_workdir_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"file/below/tiny/small cannot be written \(Not a directory\).*--workdir"):
@@ -383,7 +488,14 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         ({"batch_size": -1}, "`batch_size` must be at least 1; received -1"),
         ({"evaluate_every": 0}, "`evaluate_every` must be at least 1; received 0"),
         ({"alpha": 1.0}, "alpha"),
+        ({"alpha": float("nan")}, "`alpha` must be finite; received nan"),
+        ({"learning_rate": float("inf")}, "`learning_rate` must be finite; received inf"),
+        ({"units": (8, float("nan"))}, r"`units` must be finite; received \(8, nan\)"),
+        ({"steps": 12.0}, "`steps` must be a whole number; received 12.0"),
+        ({"steps": float("nan")}, "`steps` must be finite; received nan"),
+        ({"batch_size": True}, "`batch_size` must be a whole number; received True"),
         ({"seed": -1}, "`seed` must be between 0 and .*; received -1"),
+        ({"seed": 0.5}, r"`seed` must be a whole number; received 0\.5"),
     ],
 )
 def test_bad_configs_are_refused_and_leave_nothing(tmp_path, changes, message):
@@ -400,6 +512,12 @@ def test_unknown_sizes_are_refused_with_a_guess(tmp_path):
 def test_messages_end_the_process_with_one_line():
     with pytest.raises(SystemExit, match=r"^error: too large \(--traceback shows where\)$"), experiment.messages():
         raise ValueError("too large")
+    with pytest.raises(SystemExit, match=r"^error: out of memory \(3 GB\)\. Lower --batch-size"), experiment.messages():
+        raise MemoryError("3 GB")
+    with pytest.raises(SystemExit, match=r"^error: out of memory \(OOM when allocating\)"), experiment.messages():
+        raise tf.errors.ResourceExhaustedError(None, None, "{{function_node f}} OOM when allocating\n\t [[{{node x}}]]")
+    with pytest.raises(SystemExit, match=r"^error: TensorFlow failed: .* 7 is not in \[0, 2\) "), experiment.messages():
+        tf.function(lambda i: tf.gather(tf.eye(2), i))(tf.constant([7]))
     with pytest.raises(ValueError, match="too large"), experiment.messages(traceback=True):
         raise ValueError("too large")
 
@@ -489,28 +607,160 @@ def two_inputs():
     return keras.Model([x, y], keras.layers.Dense(3, name="logits")(penultimate))
 
 
-def with_infinite_weights():
+def with_weights(layer, weight, value):
     model = network()
-    model.get_layer("logits").bias.assign([np.inf, 0.0, 0.0])
+    getattr(model.get_layer(layer), weight).assign(np.full(getattr(model.get_layer(layer), weight).shape, value))
     return model
+
+
+def behind(layer, **options):
+    model = network(**options)
+    return keras.Model(model.input, layer(model.output))
+
+
+class Temperature(keras.layers.Layer):
+    """Divides by a weight, which is 1 until it is trained."""
+
+    def build(self, shape):
+        self.temperature = self.add_weight(shape=(), initializer="ones")
+
+    def call(self, logits):
+        return logits / self.temperature
+
+
+class Halved(keras.Model):
+    """A functional model with a `call` of its own."""
+
+    def call(self, x, training=None):
+        return super().call(x, training=training) / 2
+
+
+def halved():
+    model = network()
+    return Halved(model.input, model.output)
+
+
+def several(names=("features", "logits"), of=lambda logits: logits):
+    model = network()
+    outputs = [model.get_layer("penultimate").output, of(model.output)]
+    return keras.Model(model.input, dict(zip(names, outputs, strict=True)) if names else outputs)
+
+
+def called_twice():
+    x = keras.Input((5,))
+    penultimate, logits = keras.layers.Dense(4, name="penultimate"), keras.layers.Dense(3, name="logits")
+    return keras.Model(x, keras.layers.Average()([logits(penultimate(x)), logits(penultimate(2 * x))]))
+
+
+def called_elsewhere():
+    penultimate, logits = keras.layers.Dense(4, name="penultimate"), keras.layers.Dense(3, name="logits")
+    logits(penultimate(keras.Input((5,))))
+    x = keras.Input((5,))
+    return keras.Model(x, logits(penultimate(x)))
+
+
+def beside_the_penultimate():
+    x = keras.Input((5,))
+    penultimate = keras.layers.Dense(4, name="penultimate")(x)
+    hidden = keras.layers.Dense(4, name="hidden")(penultimate)
+    return keras.Model(x, keras.layers.Dense(3, name="logits")(hidden))
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: network(name="predictions"), r"Dense layer named `logits`; received .*predictions \(Dense\)"),
-        (lambda: network(activation="relu"), "without activation"),
+        (lambda: network(activation="relu"), "without activation.*with activation relu"),
         (lambda: network(activation="softmax"), "without activation"),
-        (lambda: network(between=keras.layers.ReLU()), "directly on `penultimate`"),
-        (lambda: network(between=keras.layers.Rescaling(1.05)), "directly on `penultimate`"),
-        (with_infinite_weights, "must be finite"),
-        (two_inputs, "functional with one input"),
+        (lambda: network(between=keras.layers.ReLU()), r"re_lu.* \(ReLU\) changes values.*directly on `penultimate`"),
+        (lambda: network(between=keras.layers.Rescaling(1.001)), r"\(Rescaling\) changes.*directly on `penultimate`"),
+        (lambda: network(between=keras.layers.BatchNormalization()), r"last layer with weights; received batch_norm"),
+        (beside_the_penultimate, r"received hidden \(Dense\), logits \(Dense\)"),
+        (lambda: with_weights("logits", "bias", np.inf), "weights must be finite.* 1 of 4, logits/bias.*diverged"),
+        (lambda: with_weights("penultimate", "kernel", np.nan), "weights must be finite.*penultimate/kernel"),
+        (lambda: with_weights("penultimate", "kernel", 1e38), r"NaN or infinity on inputs .*largest weight is 1e\+38"),
+        (two_inputs, "functional with one input; received .*, with inputs keras_tensor"),
+        (lambda: behind(keras.layers.Rescaling(0.4, name="temperature")), r"^temperature \(Rescaling\) changes values"),
+        (lambda: behind(lambda logits: logits / 2.5), r"\(TrueDivide\) changes values"),
+        (lambda: behind(lambda logits: 30 * keras.ops.tanh(logits / 30)), r"\(TrueDivide\) changes values"),
+        (lambda: behind(keras.layers.Softmax(name="p")), r"^p \(Softmax\) changes values"),
+        (lambda: behind(keras.layers.Activation("tanh")), r"\(Activation\) changes values"),
+        (lambda: behind(keras.layers.Reshape((3, 1))), r"\(Reshape\) changes values"),
+        (
+            lambda: behind(Temperature(name="t")),
+            r"last layer with weights; received logits \(Dense\), t \(Temperature\)",
+        ),
+        (halved, r"is not halved\(x\)"),
+        (called_twice, r"\(Average\) changes values"),
+        (called_elsewhere, "must be called once each"),
+        (lambda: several(("a", "b")), "several outputs, a, b, and none is named `logits`"),
+        (lambda: several(of=lambda logits: logits / 2), r"\(TrueDivide\) changes values"),
     ],
 )
-def test_models_without_an_affine_last_layer_are_not_exported(tmp_path, build, message):
+def test_models_that_the_endpoints_do_not_describe_are_not_exported(tmp_path, build, message):
     with pytest.raises(ValueError, match=message):
         experiment.export(build(), tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+def as_numbers(x):
+    return keras.layers.Dense(4, name="penultimate")(keras.layers.Flatten()(x))
+
+
+def of_inputs(shape, dtype="float32", *layers, **options):
+    inputs = x = keras.Input(shape, dtype=dtype, **options)
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, keras.layers.Dense(3, name="logits")(as_numbers(x)))
+
+
+GENERATOR = np.random.default_rng(0)
+NOISE = GENERATOR.normal(size=(11, 5)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("build", "x"),
+    [
+        (lambda: behind(keras.layers.Dropout(0.5)), NOISE),
+        (lambda: behind(keras.layers.Identity()), NOISE),
+        (lambda: behind(keras.layers.Activation("linear", dtype="float16")), NOISE),
+        (several, NOISE),
+        (lambda: several(None), NOISE),
+        (lambda: of_inputs(None, batch_shape=(1, 5)), NOISE),
+        (lambda: of_inputs(None, batch_shape=(8, 5)), NOISE),
+        (lambda: of_inputs((5,), "int32", keras.layers.Embedding(7, 3)), GENERATOR.integers(0, 7, (11, 5))),
+        (lambda: of_inputs((2, 2), "uint8", keras.layers.Rescaling(1 / 255)), GENERATOR.integers(0, 256, (11, 2, 2))),
+        (
+            lambda: of_inputs(
+                (2,), "string", keras.layers.StringLookup(vocabulary=["a", "b"]), keras.layers.Embedding(4, 3)
+            ),
+            np.array([["a", "b"], ["b", "?"]] * 5),
+        ),
+        (
+            lambda: of_inputs(
+                (None, None, 1), "float32", keras.layers.Conv2D(2, 33, 3), keras.layers.GlobalMaxPooling2D()
+            ),
+            GENERATOR.normal(size=(3, 40, 36, 1)).astype("float32"),
+        ),
+        (
+            lambda: of_inputs((5,), "float32", keras.layers.Rescaling(1.0, -0.5), keras.layers.Activation("softplus")),
+            NOISE,
+        ),
+    ],
+)
+def test_what_is_served_is_what_the_model_predicts(tmp_path, build, x):
+    model = build()
+    rows = model.inputs[0].shape[0] or len(x)
+    whole = np.resize(x, (-(-len(x) // rows) * rows, *x.shape[1:]))
+    parts = [model(tf.constant(whole[at : at + rows]), training=False) for at in range(0, len(whole), rows)]
+    if len(model.outputs) > 1:
+        parts = [part["logits"] if isinstance(part, dict) else part[1] for part in parts]
+    expected = np.concatenate([part.numpy() for part in parts])[: len(x)].astype("float32")
+    experiment.export(model, tmp_path / "model")
+    for probe in (Probe(tmp_path / "model"), Probe(experiment.endpoints(model))):
+        np.testing.assert_allclose(probe.serve(x), expected, rtol=1e-5, atol=1e-6)
+        collected = probe.collect((x, np.arange(len(x)) % 3))
+        np.testing.assert_allclose(collected.logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_run_says_what_it_trains_and_how_it_ended(tmp_path, capsys):

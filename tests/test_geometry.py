@@ -1,5 +1,6 @@
 import doctest
 import itertools
+import math
 
 from ls_keras.analysis import geometry
 
@@ -109,7 +110,7 @@ def test_statistics_are_their_definitions():
         mine = [point for point, y in zip(points, labels, strict=True) if y == label]
         means.append(sum(mine) / len(mine))
         variances.append(sum(np.dot(p - means[-1], p - means[-1]) for p in mine) / len(mine))
-        sizes.append(sum(abs(p[0]) + abs(p[1]) for p in mine) / (2 * len(mine)))
+        sizes.append(sum(math.hypot(*p) for p in mine) / len(mine))
     pairs = [(4, 1), (1, 2), (2, 4)]
     distance = np.mean([np.linalg.norm(kernel[:, a] - kernel[:, b]) for a, b in pairs])
     spread = np.sqrt(np.mean(variances))
@@ -119,6 +120,48 @@ def test_statistics_are_their_definitions():
     np.testing.assert_allclose(centres, means)
     between = np.mean([np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (1, 2), (2, 0))])
     assert geometry.tightness(points, labels, plane, reference=centres) == pytest.approx(spread / between)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 10**6), order=st.permutations((0, 2, 4)))
+def test_statistics_do_not_depend_on_the_order_of_classes(seed, order):
+    kernel, bias, penultimate, labels = problem(seed)
+    for statistic in (geometry.tightness, geometry.scale):
+        first, second = (
+            statistic(plane.project(penultimate), labels, plane)
+            for plane in (geometry.template_plane(kernel, bias, classes) for classes in ((0, 2, 4), order))
+        )
+        assert second == pytest.approx(first, rel=1e-9)
+
+
+def test_scale_is_measured_from_where_the_logits_are_equal():
+    # A point at its template t of a simplex lies |t| = sqrt(2/3) from the centre of the triangle, the origin.
+    plane = geometry.template_plane(simplex(3), np.zeros(3), (0, 1, 2))
+    assert geometry.scale(plane.templates, np.arange(3), plane) == pytest.approx(math.sqrt(2 / 3))
+
+
+def test_kinds_of_labels():
+    kernel, bias, penultimate, labels = problem()
+    plane = geometry.template_plane(kernel, bias, (0, 1, 2))
+    points = plane.project(penultimate)
+    one_hot = np.eye(5)[labels]
+    for same in (labels[:, None], labels.astype(float), one_hot, one_hot.astype(bool), one_hot.astype(int)):
+        assert geometry.scale(points, same, plane) == geometry.scale(points, labels, plane)
+        np.testing.assert_array_equal(
+            geometry.class_means(penultimate, same, 5), geometry.class_means(penultimate, labels, 5)
+        )
+    smoothed = 0.9 * one_hot + 0.02
+    for bad, message in (
+        (labels + 0.7, "no whole number"),
+        (labels - 1, "at least 0"),
+        (labels.astype(str), "integer labels"),
+        (labels == 1, "integer labels"),
+        (smoothed, "one-hot"),
+        (np.where(labels == 1, np.nan, labels), "no whole number"),
+        (np.ma.masked_equal(labels, 4), "masked"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            geometry.scale(points, bad, plane)
 
 
 def test_tightness_against_centres_ignores_how_scale_is_divided():
@@ -234,6 +277,13 @@ def test_continuum_vanishes_at_the_optimum_of_label_smoothing():
         ((0, 1, 1), r"\(0, 1, 1\)"),
         ((0, 1, 5), r"\[0, 5\)"),
         ((-1, 0, 1), r"\[0, 5\)"),
+        ((0.5, 1, 2), "integers"),
+        ((0.0, 1, 2), "integers"),
+        ((True, 0, 2), "integers"),
+        (("0", "1", "2"), "integers"),
+        ("012", "integers"),
+        (3, "three different classes"),
+        (np.array([0.5, 1, 2]), "integers"),
     ],
 )
 def test_bad_classes(classes, message):
@@ -275,7 +325,7 @@ def test_bad_points(statistic):
         statistic(points[labels != 1], labels[labels != 1], plane)
     with pytest.raises(ValueError, match=r"shape \(120, 7\)"):
         statistic(penultimate, labels, plane)
-    with pytest.raises(ValueError, match="integer labels"):
+    with pytest.raises(ValueError, match=r"shape \[120\].*got shape \(119,\)"):
         statistic(points, labels[:-1], plane)
     with pytest.raises(ValueError, match="finite"):
         statistic(points * np.nan, labels, plane)
@@ -294,7 +344,7 @@ def test_bad_classes_for_the_continuum():
     logits, labels = np.random.default_rng(0).normal(size=(10, 5)), np.arange(10) % 5
     with pytest.raises(ValueError, match="three different classes"):
         geometry.continuum(logits, labels, (0, 1), 1)
-    with pytest.raises(ValueError, match="three different classes"):
+    with pytest.raises(ValueError, match=r"two different classes.*\[0, 5\)"):
         geometry.continuum(logits, labels, (0, 5), 1)
     with pytest.raises(ValueError, match="beyond the three"):
         geometry.continuum(logits[:, :3], labels % 3, (0, 1), 2)
@@ -304,6 +354,42 @@ def test_bad_classes_for_the_continuum():
         geometry.continuum(logits * np.nan, labels, (0, 1), 2)
     with pytest.raises(ValueError, match="constant"):
         geometry.continuum(np.zeros_like(logits), labels, (0, 1), 2)
+
+
+@pytest.mark.parametrize("similar", [(0, 1.0), (False, True), ("0", "1"), (0,), (0, 0), 1])
+def test_bad_similar_classes(similar):
+    logits, labels = np.random.default_rng(0).normal(size=(10, 5)), np.arange(10) % 5
+    with pytest.raises(ValueError, match="two different classes"):
+        geometry.continuum(logits, labels, similar, 2)
+    with pytest.raises(ValueError, match="three different classes"):
+        geometry.continuum(logits, labels, (0, 1), str(2))
+
+
+@pytest.mark.parametrize("kind", [complex, str, object, bool])
+def test_arrays_that_are_no_real_numbers(kind):
+    kernel, bias, penultimate, labels = problem()
+    plane = geometry.template_plane(kernel, bias, (0, 1, 2))
+    for call in (
+        lambda: geometry.template_plane(kernel.astype(kind), bias, (0, 1, 2)),
+        lambda: geometry.template_plane(kernel, bias.astype(kind), (0, 1, 2), with_bias=True),
+        lambda: plane.project(penultimate.astype(kind)),
+        lambda: geometry.scale(plane.project(penultimate).astype(kind), labels, plane),
+        lambda: geometry.class_means(penultimate.astype(kind), labels, 5),
+        lambda: geometry.similar_and_different(kernel.T.astype(kind)),
+        lambda: geometry.triangle_regularity(plane.templates.astype(kind)),
+        lambda: geometry.continuum((penultimate @ kernel).astype(kind), labels, (0, 1), 2),
+    ):
+        with pytest.raises(ValueError, match="real numbers"):
+            call()
+    with pytest.raises(ValueError, match="True or False"):
+        geometry.template_plane(kernel, bias, (0, 1, 2), with_bias="no")
+
+
+@pytest.mark.parametrize("num_classes", [5.0, "5", True, 0, None])
+def test_bad_number_of_classes(num_classes):
+    _, _, penultimate, labels = problem()
+    with pytest.raises(ValueError, match="num_classes to be an integer of at least 1"):
+        geometry.class_means(penultimate, labels, num_classes)
 
 
 def test_bad_class_means():

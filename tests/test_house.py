@@ -17,25 +17,29 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 OURS = {
     "__init__": set(),
     "files": set(),
-    "losses": set(),
-    "metrics": set(),
+    "targets": set(),
+    "losses": {"targets"},
+    "metrics": {"targets"},
     "models": set(),
-    "distillation": {"data", "distribution", "files", "losses"},
+    "distillation": {"analysis", "data", "distribution", "files", "losses"},
     "data": {"files"},
-    "distribution": set(),
+    "inspection": {"losses", "targets"},
+    "distribution": {"inspection", "losses"},
     "experiment": {"analysis", "data", "distribution", "files"},  # analysis for what a run observes as it trains
     "analysis": set(),
     "plots": {"files"},
-    "report": {"files", "plots"},
+    "report": {"analysis", "files", "plots"},  # analysis for intervals and Holm's correction
 }
 HEAVY = {
     "__init__": set(),
     "files": set(),
+    "targets": {"keras"},
     "losses": {"keras"},
     "metrics": {"keras"},
     "models": {"keras"},
     "distillation": {"keras", "tensorflow"},  # a teacher is a SavedModel
     "data": {"tensorflow"},
+    "inspection": {"keras", "tensorflow"},
     "distribution": {"keras", "tensorflow"},
     "experiment": {"keras", "tensorflow"},
     "analysis": {"tensorflow"},

@@ -174,6 +174,13 @@ def test_cost_does_not_grow_as_the_square():
         (np.array([[0.0, 1.0]]), np.zeros((1, 0)), r"\(1, 0\)"),
         (np.tile([[0.1], [0.2], [1e5]], (1, 7)), None, "never differ"),
         (np.zeros((3, 4)), None, "never differ"),
+        (np.array([[True, False]]), None, "draws to be real numbers"),
+        (np.array([["0", "1"]]), None, "draws to be real numbers"),
+        (np.array([[0.0, 1j]]), None, "draws to be real numbers"),
+        (np.array([[0.0, None]]), None, "draws to be real numbers"),
+        (np.ma.masked_equal([[0.0, 1.0, 9.0]], 9.0), None, "masked"),
+        (np.array([[0.0, 1.0]]), np.array([["0"]]), "fresh draws to be real numbers"),
+        (np.array([[0.0, 1e200]]), None, "overflow"),
     ],
 )
 def test_bad_draws(draws, fresh, message):

@@ -5,12 +5,15 @@ import importlib
 import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ls_keras import experiment
+from ls_keras.analysis import Probe
 
 import numpy as np
 import original_formats
@@ -21,6 +24,9 @@ RECIPES = sorted(ROOT.glob("recipes/*.py"))
 TRAINING = ("mnist_mlp", "cifar10_alexnet", "cifar100_resnet56")
 # What replaces `smoke --workdir FOLDER`; a string names a recipe whose finished folder is needed first.
 NEEDS = {"analyse": "mnist_mlp"}
+# Seconds after which nothing is going to come any more, however busy the machine.
+HANGS = 3_000
+pytestmark = pytest.mark.timeout(2 * HANGS)
 
 sys.path.insert(0, str(ROOT / "recipes"))  # as Python does for a script
 
@@ -40,7 +46,7 @@ def command(name, folder):
         text=True,
         env=environment,
         check=False,
-        timeout=280,
+        timeout=HANGS,
     )
 
 
@@ -119,7 +125,7 @@ def paper(results, tmp_path_factory):
             found[name] = (default, built, run)
     paths = json.dumps({name: str(run.folder) for name, (_, _, run) in found.items()})
     # Away from this checkout, and without its path.
-    subprocess.run([sys.executable, "-I", "-c", SERVE], input=paths, text=True, check=True, cwd=folder, timeout=120)
+    subprocess.run([sys.executable, "-I", "-c", SERVE], input=paths, text=True, check=True, cwd=folder, timeout=HANGS)
     return found
 
 
@@ -222,6 +228,8 @@ def run_main(name, monkeypatch, *arguments):
     recipe = importlib.import_module(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "200")
+    for variable in ("TF_CONFIG", "TPU_NAME"):
+        monkeypatch.delenv(variable, raising=False)
     with pytest.raises(SystemExit) as end:
         experiment.main(recipe.__doc__, recipe.SIZES, recipe.run)
     return recipe, end.value.code
@@ -263,6 +271,313 @@ def test_bad_arguments_are_named_and_leave_nothing(name, changed, message, tmp_p
     assert status != 0
     assert re.search(message, text)
     assert not (tmp_path / "new").exists()
+
+
+CIFAR = [
+    ("smoke --learning-rate 0", "`learning_rate` must be above 0"),
+    ("smoke --learning-rate nan", "`learning_rate` must be"),
+    ("smoke --learning-rate inf", "`learning_rate` must be"),
+    ("smoke --batch-size -1", "`batch_size` must be"),
+    ("smoke --held-out-size 5000", "5000 do not fit"),
+    ("smoke --workdir {file}", "cannot be written"),
+    ("smoke --loss-multiplier 0", "`loss_multiplier` must be above 0"),
+    ("smoke --loss-multiplier -3", "`loss_multiplier` must be above 0"),
+    ("smoke --loss-multiplier nan", "`loss_multiplier` must be"),
+    ("smoke --weight-decay -0.1", "weight_decay must be at least 0"),
+    ("smoke --weight-decay nan", "weight_decay` must be"),
+    ("smoke --crop-padding -1", "crop_padding must be a whole number"),
+    ("smoke --crop-padding 8", "must be smaller than the images"),
+    ("smoke --drops 2 1", "`drops` must be steps above 0 in ascending order"),
+    ("smoke --drops 1 1", "`drops` must be steps above 0 in ascending order"),
+    ("smoke --drops 0 1", "`drops` must be steps above 0 in ascending order"),
+    ("smoke --drops -2", "`drops` must be steps above 0 in ascending order"),
+    ("smoke --drops 2 4", "`drops` must come before the last of the 4 steps"),
+    ("smoke --drops 5000", "`drops` must come before the last of the 4 steps"),
+]
+SERIES = [
+    ("smoke --seeds 0", "seeds"),
+    ("smoke --seeds -1", "seeds"),
+    ("smoke --networks smok", "networks must be one of"),
+    ("smoke --strategy multi-worker", "without --strategy multi-worker"),
+    ("smoke --strategy tpu", "needs a TPU"),
+    ("smoke --workdir {file}", "is a file"),
+    ("smoke --workdir {file}/deeper", "is a file"),
+]
+REFUSED = {
+    "mnist_mlp": [
+        ("smoke --steps 0", "`steps` must be"),
+        ("smoke --steps -60", "`steps` must be"),
+        ("smoke --batch-size 0", "`batch_size` must be"),
+        ("smoke --evaluate-every 0", "`evaluate_every` must be"),
+        ("smoke --seed -1", "`seed` must be"),
+        ("smoke --alpha nan", "`alpha` must be"),
+        ("smoke --alpha -0.1", r"`alpha` must be in \[0, 1\)"),
+        ("smoke --alpha 1", r"`alpha` must be in \[0, 1\)"),
+        ("smoke --learning-rate 0", "`learning_rate` must be above 0"),
+        ("smoke --learning-rate -1", "`learning_rate` must be above 0"),
+        ("smoke --learning-rate nan", "`learning_rate` must be"),
+        ("smoke --learning-rate inf", "`learning_rate` must be"),
+        ("smoke --train-size 0", "train_size must be a whole number of at least 1"),
+        ("smoke --train-size -5", "train_size must be a whole number of at least 1"),
+        ("smoke --train-size 5", "have no example"),
+        ("smoke --held-out-size -1", "held_out_size must be a whole number of at least 0"),
+        ("smoke --held-out-size 5000", "5000 do not fit"),
+        ("smoke --workdir {file}", "cannot be written"),
+        ("smoke --workdir {file}/deeper", "cannot be written"),
+        ("smoke --strategy multi-worker", "TF_CONFIG is not set"),
+        ("smoke --strategy tpu", "needs a TPU"),
+        ("smoke --dataset minst", "Perhaps you meant 'mnist'"),
+        ("smoke --units", "units must name at least one hidden layer"),
+        ("smoke --units 32 0", "each of positive width"),
+        ("smoke --units -3", "each of positive width"),
+        ("smoke --initial-stddev 0", "initial_stddev must be positive"),
+        ("smoke --initial-stddev -0.1", "initial_stddev must be positive"),
+        ("smoke --initial-stddev nan", "initial_stddev` must be"),
+        ("smoke --dropout 1", r"dropout must lie in \[0, 1\)"),
+        ("smoke --dropout -0.1", r"dropout must lie in \[0, 1\)"),
+        ("smoke --input-dropout 1", r"input_dropout must lie in \[0, 1\)"),
+        ("smoke --input-dropout nan", "input_dropout"),
+        ("smoke --max-norm 0", "max_norm must be positive"),
+        ("smoke --max-norm -1", "max_norm must be positive"),
+        ("smoke --max-norm inf", "max_norm` must be"),
+        ("smoke --shift -1", "shift must be a whole number"),
+        ("smoke --shift 8", "must be smaller than the images"),
+        ("smoke --last-layer-rate 0", "`last_layer_rate` must be above 0"),
+        ("smoke --last-layer-rate -0.1", "`last_layer_rate` must be above 0"),
+        ("smoke --gradient-smoothing 1", r"`gradient_smoothing` must be in \[0, 1\)"),
+        ("smoke --gradient-smoothing -0.9", r"`gradient_smoothing` must be in \[0, 1\)"),
+        ("smoke --gradient-smoothing nan", "`gradient_smoothing` must be"),
+        ("smoke --observe-every -30", "`observe_every` must be"),
+        ("smoke --observe-every 45", "`observe_every` must be"),
+        ("smoke --beta 0.5", "--beta cannot act without a --teacher"),
+        ("smoke --temperature 4", "--temperature cannot act without a --teacher"),
+        ("smoke --match probabilities", "--match cannot act without a --teacher"),
+        ("smoke --match probabilities --beta 1", "--beta, --match cannot act without"),
+        ("smoke --teacher {teacher} --alpha 0.2", "--alpha cannot act with a --teacher"),
+        ("student --teacher {teacher} --alpha 0.1", "--alpha cannot act with a --teacher"),
+        ("smoke --teacher {teacher} --temperature 4", "give --match probabilities"),
+        ("smoke --teacher {teacher} --beta 0", "--teacher cannot act"),
+        ("smoke --teacher {teacher} --beta 1.5 --shift 0", r"share of the loss, must be in \[0, 1\]"),
+        ("smoke --teacher {teacher} --beta nan --shift 0", "beta"),
+        ("smoke --teacher {teacher} --match probabilities --temperature 0", "`temperature` must be"),
+        ("smoke --teacher {teacher} --match probabilities --temperature -1", "`temperature` must be"),
+        ("smoke --teacher {teacher} --match probabilities --temperature inf", "`temperature` must be"),
+        ("smoke --teacher {nowhere}", "No SavedModel at"),
+        ("smoke --teacher {broken}", "damaged"),
+        ("smoke --teacher {broken} --shift 0", "damaged"),
+        ("smoke --teacher {unfinished}", "damaged"),
+        ("smoke --teacher {short}", "damaged"),
+        ("smoke --teacher {file}", "No SavedModel at"),
+    ],
+    "cifar10_alexnet": [
+        *CIFAR,
+        ("smoke --temperature 4", "--temperature cannot act without a --teacher"),
+        ("smoke --teacher {teacher} --alpha 0.2", "--alpha cannot act with a --teacher"),
+        ("smoke --teacher {teacher} --temperature -4", "`temperature` must be"),
+        ("smoke --teacher {teacher} --temperature nan", "temperature` must be"),
+        ("smoke --teacher {nowhere}", "No SavedModel at"),
+        ("smoke --teacher {broken}", "damaged"),
+    ],
+    "cifar100_resnet56": [
+        *CIFAR,
+        ("smoke --depth 9", "depth must be 6n"),
+        ("smoke --depth 2", "depth must be 6n"),
+        ("smoke --widths 16 32 64 0", "widths must be four positive"),
+        ("smoke --widths 16 32 64 -1", "widths must be four positive"),
+        ("smoke --momentum 1", r"`momentum` must be in \[0, 1\)"),
+        ("smoke --momentum -0.9", r"`momentum` must be in \[0, 1\)"),
+        ("smoke --clip-norm 0", "`clip_norm` must be above 0"),
+        ("smoke --clip-norm -1", "`clip_norm` must be above 0"),
+        ("smoke --clip-norm nan", "`clip_norm` must be"),
+        ("smoke --observe-every 3", "`observe_every` must be"),
+    ],
+    "cifar10_distillation": [
+        *SERIES,
+        ("smoke --dataset digit", "Perhaps you meant 'digits'"),
+        ("smoke --alphas", "alphas must be at least 0 and below 1; received none"),
+        ("smoke --alphas 0", "alphas must hold 0 and at least one other"),
+        ("smoke --alphas 0.1 0.2", "alphas must hold 0"),
+        ("smoke --alphas 0 1.5 0.3", "alphas must be at least 0 and below 1; received 0.0, 1.5, 0.3"),
+        ("smoke --alphas 0 0.3 -0.1", "alphas must be at least 0 and below 1"),
+        ("smoke --alphas 0 0.3 nan", "alphas must be at least 0 and below 1"),
+        ("smoke --alphas 0 0.3 0.3", "alphas must hold each number once"),
+        ("smoke --alphas 0 0 0.3", "alphas must hold each number once"),
+        ("smoke --temperatures", "temperatures must be above 0 and below inf; received none"),
+        ("smoke --temperatures 1 0", "temperatures must be above 0"),
+        ("smoke --temperatures 1 -4", "temperatures must be above 0"),
+        ("smoke --temperatures inf", "temperatures must be above 0"),
+        ("smoke --temperatures nan", "temperatures must be above 0"),
+        ("smoke --temperatures 4 1 4", "temperatures must hold each number once"),
+        ("smoke --observe-every 0", "observe_every must be a multiple of 2 up to 4"),
+        ("smoke --observe-every -2", "observe_every must be a multiple of 2 up to 4"),
+        ("smoke --observe-every 3", "observe_every must be a multiple of 2 up to 4"),
+        ("smoke --observe-every 8", "observe_every must be a multiple of 2 up to 4"),
+        ("smoke --teacher {nowhere}", "No SavedModel at"),
+        ("smoke --teacher {broken}", "damaged"),
+    ],
+    "distill": [
+        *SERIES,
+        ("smoke --seeds 1", "at least 2 seeds"),
+        ("smoke --alpha 0", "alpha must be above 0 and below 1"),
+        ("smoke --alpha 1", "alpha must be above 0 and below 1"),
+        ("smoke --alpha nan", "alpha must be above 0 and below 1"),
+        ("smoke --best-alpha 1.5", "best_alpha must be above 0 and below 1"),
+        ("smoke --best-alpha 0", "best_alpha must be above 0 and below 1"),
+        ("smoke --distilled", "distilled must be above 0 and below 1; received none"),
+        ("smoke --distilled 0.1 1.5 0.3", "distilled must be above 0 and below 1"),
+        ("smoke --distilled 0 0.3", "distilled must be above 0 and below 1"),
+        ("smoke --distilled 0.1 0.1", "distilled must hold each number once"),
+        ("smoke --student-units", "student_units must be positive"),
+        ("smoke --student-units 8 0", "student_units must be positive"),
+    ],
+    "paper": [
+        *SERIES,
+        ("smoke --seeds 1", "at least 2 seeds"),
+        ("smoke --alphas", "alphas must be at least 0 and below 1; received none"),
+        ("smoke --alphas 0 0.05 1.5 0.1", "alphas must be at least 0 and below 1; received 0.0, 0.05, 1.5, 0.1"),
+        ("smoke --alphas 0 0.05 0.1 nan", "alphas must be at least 0 and below 1"),
+        ("smoke --alphas 0 0.05 0.1 -0.3", "alphas must be at least 0 and below 1"),
+        ("smoke --alphas 0 0.05 0.1 0.05", "alphas must hold each number once"),
+        ("smoke --alphas 0.05 0.1", r"alphas must hold 0, alpha and calibrated_alpha; 0\.0 is missing"),
+        ("smoke --alphas 0 0.1", r"calibrated_alpha; 0\.05 is missing"),
+        ("smoke --alpha 0", "alpha must be above 0"),
+        ("smoke --alpha 0.2", r"calibrated_alpha; 0\.2 is missing"),
+        ("smoke --calibrated-alpha 0", "calibrated_alpha must be above 0"),
+        ("smoke --accuracy-margin -0.01", "accuracy_margin must be above 0"),
+        ("smoke --accuracy-margin 0", "accuracy_margin must be above 0"),
+        ("smoke --accuracy-margin 1", "accuracy_margin must be above 0 and below 1"),
+        ("smoke --ece-margin nan", "ece_margin must be above 0"),
+    ],
+    "analyse": [
+        ("", "networks"),
+        ("{nowhere}", "No SavedModel at"),
+        ("{file}", "No SavedModel at"),
+        ("{broken}", "damaged"),
+        ("{unfinished}", "damaged"),
+        ("{short}", "damaged"),
+        ("{run} {run}", "networks must be different ones"),
+        ("{run} {run}/saved_model", "networks must be different ones"),
+        ("{run} {run}/../{run.name}", "networks must be different ones"),
+        ("1 2 3 4 5 6 7", "received 7 networks: give one to 6"),
+        ("{run} --classes 0 0 1", "classes must be three different ones"),
+        ("{run} --classes 0 1 10", "classes must be from 0 to 9, those of digits"),
+        ("{run} --classes -1 0 1", "classes must be from 0 to 9"),
+        ("{run} --limit 0", "limit must be at least 1"),
+        ("{run} --limit -1", "limit must be at least 1"),
+        ("{run} --limit 3", "The first 3 training examples show 3 of the 10 classes"),
+        ("{run} --out {file}", "is a file"),
+        ("{run} --out {file}/deeper", "is a file"),
+        ("{run} --dataset mnist", "dataset mnist and not digits"),
+        ("{run} --scaling standardize", "scaling standardize and not unit"),
+        ("{run} --train-size 300 --held-out-size 50", "train_size 300 and not 200, held_out_size 50 and not 100"),
+        ("{run}/saved_model --dataset mnist", "dataset mnist and not digits"),
+        ("{alone}", "give --dataset and --scaling"),
+        ("{alone} --dataset digits --scaling unit", "give train_size and held_out_size"),
+        ("{alone} --dataset digits --scaling unit --train-size 0 --held-out-size 9", "at least 1, received 0"),
+        ("{alone} --dataset digits --scaling unit --train-size 90 --held-out-size -9", "at least 0, received -9"),
+        (
+            "{run} {alone} --dataset digits --scaling unit --train-size 200 --held-out-size 99",
+            "held_out_size 99 and not",
+        ),
+    ],
+}
+CASES = [(name, *case) for name, cases in REFUSED.items() for case in cases]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """What commands may name: a file, a folder that does not exist, SavedModels whole and damaged, a finished run."""
+    folder = tmp_path_factory.mktemp("places")
+    mnist_mlp = importlib.import_module("mnist_mlp")
+    config = dataclasses.replace(mnist_mlp.SIZES["smoke"], steps=2, evaluate_every=1, observe_every=0)
+    run = mnist_mlp.run(config, size="smoke", where=experiment.Where(workdir=folder, quiet=True)).folder
+    (folder / "file").write_text("text")
+    for name in ("broken", "unfinished", "short", "alone/saved_model"):
+        shutil.copytree(run / "saved_model", folder / name)
+    cut_in_half(folder / "broken" / "saved_model.pb")
+    (folder / "unfinished" / "variables" / "variables.index").unlink()
+    cut_in_half(next((folder / "short").rglob("*.data-*")))
+    names = ("file", "nowhere", "broken", "unfinished", "short", "alone")
+    return {"teacher": run / "saved_model", "run": run, **{name: folder / name for name in names}}
+
+
+def cut_in_half(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(("name", "words", "message"), CASES, ids=[f"{name} {words}" for name, words, _ in CASES])
+def test_a_command_that_cannot_be_meant_is_refused_before_work(
+    name, words, message, places, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(experiment, "_fit", began)
+    monkeypatch.setattr(experiment, "ProcessPoolExecutor", began)
+    monkeypatch.setattr(Probe, "collect", began)
+    monkeypatch.chdir(tmp_path)
+    before = {path for place in places.values() for path in place.parent.rglob("*")}
+    given = [word.format(**places) for word in words.split()]
+    if name == "analyse":
+        status = run_script(
+            name, monkeypatch, *given, *([] if "--out" in given else ["--out", tmp_path / "new" / "out"])
+        )
+    else:
+        here = [] if "--workdir" in given else ["--workdir", tmp_path / "new" / "workdir"]
+        _, status = run_main(name, monkeypatch, *given, *here)
+    text = capsys.readouterr().err if isinstance(status, int) else status
+    assert status not in (0, None)
+    assert re.search(message, text), text
+    assert "Traceback" not in text
+    assert isinstance(status, int) or status.count("\n") == 0, "one sentence or a few, in one line"
+    assert not list(tmp_path.iterdir())
+    assert {path for place in places.values() for path in place.parent.rglob("*")} == before
+
+
+def run_script(name, monkeypatch, *arguments):
+    """What the command would do whose recipe reads its own command line."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "recipes" / f"{name}.py"), run_name="__main__")
+    return end.value.code
+
+
+def began(*_, **__):
+    raise AssertionError("the command was taken, and work began")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES if path.stem != "analyse"])
+def test_every_size_passes_the_checks_of_its_own_recipe(name, tmp_path, monkeypatch):
+    """Work begins: for every size, and with options that are as the size has them."""
+    recipe = importlib.import_module(name)
+    monkeypatch.setattr(experiment, "run", began)
+    monkeypatch.setattr(experiment, "ProcessPoolExecutor", began)
+    monkeypatch.setattr(recipe, "load_data", began)
+    for size, config in recipe.SIZES.items():
+        with pytest.raises(AssertionError, match="work began"):
+            recipe.run(config, size=size, where=experiment.Where(workdir=tmp_path / "new"))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fields"),
+    [
+        ("mnist_mlp", "smoke", {"teacher": Path("some"), "alpha": 0.0}),
+        ("mnist_mlp", "smoke", {"teacher": Path("some")}),  # α is the size's own: nobody gave it
+        ("mnist_mlp", "student", {"teacher": Path("some"), "match": "probabilities", "temperature": 4.0, "beta": 1.0}),
+        ("cifar10_alexnet", "smoke", {"teacher": Path("some"), "temperature": 4.0}),
+        ("cifar10_alexnet", "paper", {"steps": 10}),  # the size's own drops
+        ("cifar10_alexnet", "paper", {"drops": ()}),
+        ("cifar100_resnet56", "smoke", {"drops": (3,), "momentum": 0.0}),
+        ("distill", "smoke", {"distilled": (0.3, 0.1)}),
+        ("paper", "smoke", {"alphas": (0.1, 0.0, 0.05), "accuracy_margin": 0.5}),
+    ],
+)
+def test_what_can_act_is_taken(name, size, fields, tmp_path, monkeypatch):
+    recipe = importlib.import_module(name)
+    monkeypatch.setattr(experiment, "run", began)
+    monkeypatch.setattr(experiment, "ProcessPoolExecutor", began)
+    config = dataclasses.replace(recipe.SIZES[size], **fields)
+    with pytest.raises(AssertionError, match="work began"):
+        recipe.run(config, size=size, where=experiment.Where(workdir=tmp_path))
 
 
 def refuse(url):

@@ -4,19 +4,22 @@ import base64
 import json
 import math
 import re
+from functools import partial
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
 from ls_keras import report
+from ls_keras.analysis.intervals import crossed, over_seeds
 from ls_keras.report import (
     Illustration,
     Table,
     Verdict,
-    equivalence_verdict,
     identity_verdict,
+    noninferiority_verdict,
     not_run,
     paired_verdict,
+    survivors,
     verdicts_text,
     write_report,
 )
@@ -34,55 +37,87 @@ numbers = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12).filter(lambda 
 
 
 @given(numbers)
-def test_interval_is_that_of_the_paired_t_test(differences):
-    verdict = paired_verdict(*TEXTS, differences)
-    oracle = stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
-    np.testing.assert_allclose([verdict.low, verdict.high], oracle, rtol=1e-9, atol=1e-9)
-    assert verdict.estimate == pytest.approx(sum(differences) / len(differences), abs=1e-9)
-    assert verdict.num_seeds == len(differences)
-
-
-@given(numbers)
-def test_outcome_follows_the_sign_and_turns_with_it(differences):
-    verdict = paired_verdict(*TEXTS, differences)
-    turned = paired_verdict(*TEXTS, [-x for x in differences])
+def test_outcome_is_that_of_the_paired_t_test_and_turns_with_the_sign(differences):
+    verdict = paired_verdict(*TEXTS, over_seeds(differences))
+    turned = paired_verdict(*TEXTS, over_seeds([-x for x in differences]))
+    above, below = (stats.ttest_1samp(differences, 0.0, alternative=side).pvalue for side in ("greater", "less"))
+    if min(abs(above - 0.025), abs(below - 0.025)) > 1e-6:
+        assert verdict.outcome == ("holds" if above < 0.025 else "does not hold" if below < 0.025 else "undecided")
     opposite = {"holds": "does not hold", "does not hold": "holds", "undecided": "undecided"}
     assert turned.outcome == opposite[verdict.outcome]
-    if verdict.outcome == "holds":
-        assert verdict.low > 0
-    if verdict.outcome == "undecided":
-        assert verdict.low <= 0 <= verdict.high
+    assert verdict.p_value == pytest.approx(min(above, below), abs=1e-9)
+    assert turned.p_value == pytest.approx(verdict.p_value, abs=1e-9)
+    assert (verdict.num_seeds, verdict.num_examples) == (len(differences), 0)
 
 
 @given(numbers, st.floats(0.01, 10))
-def test_equivalence_is_the_paired_test_moved_by_its_margin(differences, margin):
-    verdict = equivalence_verdict(*TEXTS, differences, margin)
+def test_noninferiority_is_the_paired_test_moved_by_its_margin(differences, margin):
+    verdict = noninferiority_verdict(*TEXTS, over_seeds(differences), margin)
     # t tests against −margin, at 2.5 % on each side, decide the same way as the interval.
     worse = stats.ttest_1samp(differences, -margin, alternative="less").pvalue
     better = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
     if min(abs(worse - 0.025), abs(better - 0.025)) > 1e-6:
         expected = "holds" if better < 0.025 else "does not hold" if worse < 0.025 else "undecided"
         assert verdict.outcome == expected
+    assert verdict.p_value == pytest.approx(min(worse, better), abs=1e-9)
 
 
 def test_known_interval():
     # Mean 0.02, standard deviation 0.01, t(0.975, 2) = 4.302653 (Student's tables).
-    verdict = paired_verdict(*TEXTS, [0.01, 0.02, 0.03])
+    verdict = paired_verdict(*TEXTS, over_seeds([0.01, 0.02, 0.03]))
     half = 4.302653 * 0.01 / math.sqrt(3)
     assert (verdict.low, verdict.high) == pytest.approx((0.02 - half, 0.02 + half), abs=1e-7)
 
 
-def test_equal_differences_have_an_interval_of_no_width():
-    verdicts = [paired_verdict(*TEXTS, [value] * 5) for value in (0.1, -0.1, 0.0)]
-    assert [verdict.outcome for verdict in verdicts] == ["holds", "does not hold", "undecided"]
-    assert all(verdict.low == verdict.estimate == verdict.high for verdict in verdicts)
-    assert verdicts[0].estimate == 0.1
+def test_a_verdict_over_seeds_and_examples_names_both():
+    # Five seeds, 600 examples, of which the same 30 are right for one method alone: 30/600 without seeds' variance.
+    differences = np.zeros((5, 600))
+    differences[:, :30] = 1.0
+    verdict = paired_verdict(*TEXTS, crossed(differences, step=1 / 600))
+    assert (verdict.num_seeds, verdict.num_examples) == (5, 600)
+    assert verdict.outcome == "holds" and verdict.estimate == pytest.approx(0.05)
+    # All of the width is the examples': a proportion of 0.05 in 600.
+    half = 1.959964 * math.sqrt(0.05 * 0.95 / 599)
+    assert verdict.high - verdict.low == pytest.approx(2 * half, rel=1e-6)
+    assert "5×600" in verdicts_text([verdict])
 
 
-def test_equivalence_states_its_margin_and_allows_no_difference():
-    verdict = equivalence_verdict(*TEXTS, [0.0] * 5, 0.5, note="five seeds")
+def test_noninferiority_states_its_margin_and_allows_no_difference():
+    verdict = noninferiority_verdict(*TEXTS, crossed(np.zeros((5, 600)), step=1 / 600), 0.01, note="five seeds")
     assert verdict.outcome == "holds"
-    assert "0.5" in verdict.note and "five seeds" in verdict.note
+    assert "0.01" in verdict.note and "five seeds" in verdict.note
+
+
+@pytest.mark.parametrize("judge", [paired_verdict, partial(noninferiority_verdict, margin=0.1)])
+def test_an_interval_of_another_level_is_refused(judge):
+    with pytest.raises(ValueError, match=r"'C5' must be one of 95%, got 90"):
+        judge(*TEXTS, over_seeds([0.1, 0.2], level=0.9))
+
+
+def holm_by_hand(p_values, level):
+    """Holm (1979), as a table is read: reject the smallest while it passes its share of the level."""
+    left, rejected = sorted(p_values), []
+    while left and left[0] <= level / len(left):
+        rejected.append(left.pop(0))
+    return rejected
+
+
+@given(st.lists(st.one_of(st.floats(0, 0.03), st.floats(0, 0.5)), min_size=1, max_size=12, unique=True))
+def test_survivors_are_those_of_holms_procedure_among_the_tests(p_values):
+    tests = [Verdict(f"C{at}", "a", "b", 0.0, 0.0, 0.0, 3, "undecided", p_value=p) for at, p in enumerate(p_values)]
+    others = [not_run("X1", "a", "b", "c"), identity_verdict("X2", "a", "b", [0.0], 1e-9)]
+    marks = survivors([others[0], *tests, others[1]])
+    assert not marks[0] and not marks[-1]  # and they do not count
+    kept = [verdict.p_value for verdict, mark in zip(tests, marks[1:-1], strict=True) if mark]
+    assert sorted(kept) == holm_by_hand(p_values, 0.025)
+
+
+def test_a_page_of_chance_carries_a_mark_in_at_most_five_of_a_hundred():
+    generator, pages = np.random.default_rng(0), 400
+    null = stats.t.sf(np.abs(generator.standard_t(4, (pages, 20))), 4)
+    verdicts = [[Verdict("C1", "a", "b", 0.0, 0.0, 0.0, 5, "undecided", p_value=p) for p in page] for page in null]
+    marked = sum(any(survivors(page)) for page in verdicts)
+    assert 4 <= marked <= 36  # 20 expected; 36 is 3.7 standard deviations above
 
 
 @pytest.mark.parametrize(("errors", "outcome"), [([1e-9, -2e-9], "holds"), ([0.0, -2e-3], "does not hold")])
@@ -92,34 +127,18 @@ def test_identity_compares_the_largest_error_with_the_tolerance(errors, outcome)
     assert "1e-06" in verdict.note
 
 
-@pytest.mark.parametrize(
-    ("differences", "message"),
-    [
-        ([], "at least 2"),
-        ([0.1], "at least 2.*more seeds"),
-        ([[0.1, 0.2]], "shape"),
-        ([0.1, math.nan], "finite"),
-        ([0.1, math.inf], "finite"),
-    ],
-)
-def test_differences_that_decide_nothing_are_refused(differences, message):
-    with pytest.raises(ValueError, match=message):
-        paired_verdict(*TEXTS, differences)
-    with pytest.raises(ValueError, match=message):
-        equivalence_verdict(*TEXTS, differences, 0.1)
-
-
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf])
 def test_margin_and_tolerance_must_be_positive(bound):
     with pytest.raises(ValueError, match="margin of 'C5'"):
-        equivalence_verdict(*TEXTS, [0.1, 0.2], bound)
+        noninferiority_verdict(*TEXTS, over_seeds([0.1, 0.2]), bound)
     with pytest.raises(ValueError, match="tolerance of 'C5'"):
         identity_verdict(*TEXTS, [0.1], bound)
 
 
-def test_identity_needs_errors():
-    with pytest.raises(ValueError, match="at least 1 number "):
-        identity_verdict(*TEXTS, [], 1e-6)
+@pytest.mark.parametrize("errors", [[], [[0.1]], [0.1, math.nan], [-math.inf]])
+def test_identity_needs_finite_errors(errors):
+    with pytest.raises(ValueError, match=r"at least one number|finite numbers"):
+        identity_verdict(*TEXTS, errors, 1e-6)
 
 
 def test_verdicts_that_contradict_themselves_are_refused():
@@ -132,30 +151,40 @@ def test_verdicts_that_contradict_themselves_are_refused():
 
 
 def test_dict_goes_through_strict_json():
-    verdicts = [paired_verdict(*TEXTS, [0.1, 0.3]), not_run("C8", "The teacher improves.", "Accuracy.", "no teacher")]
+    verdicts = [
+        paired_verdict(*TEXTS, over_seeds([0.1, 0.3])),
+        not_run("C8", "The teacher improves.", "Accuracy.", "no teacher"),
+    ]
     ran, skipped = json.loads(json.dumps([v.to_dict() for v in verdicts], allow_nan=False))
     assert Verdict(**ran) == verdicts[0]
-    assert skipped["estimate"] is skipped["low"] is skipped["high"] is None
+    assert skipped["estimate"] is skipped["low"] is skipped["high"] is skipped["p_value"] is None
     assert skipped["outcome"] == "not run" and skipped["note"] == "no teacher"
 
 
 def some_verdicts() -> list[Verdict]:
+    fickle = np.zeros((5, 600))
+    fickle[:, :30] = 1.0
     return [
         paired_verdict(
-            "C1", "Smoothing tightens the clusters.", "Spread ÷ distance; hard − smoothed.", [0.2, 0.21, 0.22]
+            "C1",
+            "Smoothing tightens the clusters.",
+            "Spread ÷ distance; hard − smoothed.",
+            over_seeds([0.2, 0.21, 0.22]),
         ),
-        paired_verdict("C2", "Clusters form a regular triangle.", "Spread of edges, no unit.", [0.0004, 0.03, 0.02]),
         paired_verdict(
-            "C3", "Projections shrink.", "Activations; hard − smoothed.", [-3.0, -2.0, -2.5], paper="larger"
+            "C2", "Clusters form a regular triangle.", "Spread of edges, no unit.", over_seeds([0.0004, 0.03, 0.02])
         ),
-        equivalence_verdict(*TEXTS, [0.1, 0.2, 0.0], 0.5, paper="86.8 ± 0.2 → 86.7 ± 0.3"),
+        paired_verdict(
+            "C3", "Projections shrink.", "Activations; hard − smoothed.", over_seeds([-3.0, -2.0, -2.5]), paper="larger"
+        ),
+        noninferiority_verdict(*TEXTS, crossed(fickle), 0.5, paper="86.8 ± 0.2 → 86.7 ± 0.3"),
         not_run("C8", "The teacher improves with α <script>alert('x')</script> & more.", "Accuracy.", "needs CIFAR-10"),
         identity_verdict("C13", "Smoothing is the reversed penalty.", "Largest error, nats.", [3e-16], 1e-10),
     ]
 
 
 def test_terminal_table_is_aligned_and_complete():
-    verdicts = [*some_verdicts(), paired_verdict("C6b", "Word " * 40, "Measure " * 40, [12345.6, 12340.1])]
+    verdicts = [*some_verdicts(), paired_verdict("C6b", "Word " * 40, "Measure " * 40, over_seeds([12345.6, 12340.1]))]
     lines = verdicts_text(verdicts).split("\n")
     assert max(map(len, lines)) <= 100
     outcome_column = lines[0].index("outcome")
@@ -172,7 +201,7 @@ def test_terminal_table_is_aligned_and_complete():
 
 @given(numbers)
 def test_printed_interval_shows_the_side_of_zero(differences):
-    verdict = paired_verdict(*TEXTS, differences)
+    verdict = paired_verdict(*TEXTS, over_seeds(differences))
     row = verdicts_text([verdict]).split("\n")[2]
     low, high = re.search(r"([+−][\d.]+) to ([+−][\d.]+)", row).groups()
     for shown, exact in ((low, verdict.low), (high, verdict.high)):
@@ -281,6 +310,40 @@ def test_page_shows_everything_and_escapes_it(page):
     for text in (REPORT["lead"], *REPORT["made_how"].values(), "<smoothed>", "97.31", "−2e−07", 'Clusters "tighten".'):
         assert text in words
     assert "Outcome of 6 tests: holds 3, does not hold 1, undecided 1, not run 1." in words
+
+
+def test_page_and_terminal_say_what_chance_would_give_and_mark_what_survives(page):
+    # t of C1 is 0.21 / (0.01 / √3) = 36.4, so p = .0004; of C3 −8.7, p = .0065; of C2 1.9. C5 is 60 errors away.
+    verdicts = some_verdicts()
+    assert survivors(verdicts) == [True, False, True, True, False, False]
+    chance = "4 tests at 2.5 % a side: if nothing were true, about 0.1 would hold by chance"
+    words = Page(page).words()
+    assert chance in words and "★ marks the 3 that survive Holm" in words and "None survives" not in words
+    assert words.count("★ survives Holm") == 3
+    lines = verdicts_text(verdicts).split("\n")
+    assert chance in " ".join(lines) and "* marks the 3 that survive" in " ".join(lines)
+    marked = [line.split()[0] for line in lines if re.match(r"C\d+ +(holds|does not hold) \*", line)]
+    assert marked == ["C1", "C3", "C5"]
+
+
+def test_page_says_which_interval_is_which(page):
+    words = Page(page).words().replace("\N{NO-BREAK SPACE}", " ")
+    assert "(5 seeds × 600 examples)" in words and words.count("(3 seeds)") == 3
+    assert "covers fresh seeds and fresh examples" in words and "Student’s t over seeds" in words
+    assert "too few" not in words
+
+
+def test_two_seeds_are_said_to_be_too_few(tmp_path):
+    two = [*some_verdicts(), paired_verdict("C9", "Students win.", "Accuracy.", over_seeds([0.1, 0.3]))]
+    path = write_report(tmp_path / "report.html", verdicts=two, **REPORT)
+    for shown in (Page(path.read_text("utf-8")).words(), " ".join(verdicts_text(two).split())):
+        assert "2 seeds are too few: their intervals are valid, but 3 to 8 times as wide" in shown
+    assert "too few" not in verdicts_text(some_verdicts())
+
+
+def test_a_page_without_tests_says_nothing_of_chance(tmp_path):
+    path = write_report(tmp_path / "report.html", verdicts=some_verdicts()[-2:], **REPORT)
+    assert "chance" not in Page(path.read_text("utf-8")).words()
 
 
 def test_verdicts_come_first_then_figures_tables_and_the_making(page):

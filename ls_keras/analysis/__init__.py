@@ -1,13 +1,14 @@
 """What an exported network has learned: SavedModels and NumPy arrays in, NumPy arrays and numbers out.
 
-`Probe` reads a SavedModel; `calibration`, `geometry` and `information` judge what it returns. Nothing here
-knows Keras, and only `Probe` needs TensorFlow, so each part loads on first use.
+`Probe` reads a SavedModel; `calibration`, `geometry` and `information` judge what it returns, and `intervals` says
+how far to trust a difference. Nothing here knows Keras, and only `Probe` needs TensorFlow, so each part loads on
+first use.
 """
 
 import importlib
 from typing import Any
 
-__all__ = ["Probe", "calibration", "geometry", "information", "probe"]
+__all__ = ["Probe", "calibration", "geometry", "information", "intervals", "probe"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,24 +1,39 @@
 """Do predicted probabilities mean what they say? Calibration errors and temperature scaling from logits.
 
-Every function takes logits `[N, K]` (any real dtype), not probabilities, and integer labels `[N]`. Softmax is
-taken in float64, a few rows at a time, so that 50,000 x 1,000 float32 logits need no second copy. The
-prediction of an example is its largest logit (the first one of a tie), its confidence is that class's
-probability. `temperature` divides the logits: a positive number, or one per example `[N]`, as
+Functions take logits `[N, K]` of any real dtype, or with `from_logits=False` probabilities, whose logarithms
+count; rows of probabilities are refused where logits are expected. A logit of -inf is a class that is not
+allowed: its probability is 0. Labels are integers `[N]` or `[N, 1]` (3.0 counts as 3), or one-hot rows
+`[N, K]`. Softmax is taken in float64, a few rows at a time, so that 50,000 x 1,000 float32 logits need no
+second copy. The prediction of an example is its largest logit (the first one of a tie), its confidence is that
+class's probability. `temperature` divides the logits: a positive number, or one per example `[N]`, as
 `cross_fitted` returns.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+from ls_keras.analysis import arguments
 
 import numpy as np
-from scipy import optimize
+from scipy import special, stats
 
 # A chunk of this many float64 numbers (1 MiB) stays in a core's second-level cache.
 _CHUNK_SIZE = 1 << 17
-# The temperature is sought between a thousandth and a thousand times the spread of the logits: beyond,
-# probabilities are 0 and 1, or uniform, to three digits.
-_TEMPERATURE_RANGE = 1e3
+# Rows of a softmax sum to 1 to 1e-3 in float32 and float16 and to 4e-3 in bfloat16; logits that are non-negative
+# and sum to 1 to a hundredth in every row do so by accident only where there is next to nothing to fit.
+_SUM_TOLERANCE = 1e-3
+_HALF_SUM_TOLERANCE = 1e-2
+# exp(-700) is the last power that is no denormal number, which would be slow; beside the largest term's 1 it is 0.
+_LEAST_EXPONENT = -700.0
+# Logits whose squares are no float64 have lost the differences that a temperature is fitted to.
+_LARGEST_LOGIT = 1e150
+# Where the NLL has no minimum, T ends so many times beyond the logits' gaps, where it has its limit to six digits.
+_TEMPERATURE_RANGE = 1e6
+# The smallest inverse temperature, and the inverse of the largest.
+_TINY = 1e-300
+# A slope that is so small a share of the margins is 0 but for rounding.
+_NEGLIGIBLE = 1e-12
 _TOLERANCE = 1e-9
 _MAX_PASSES = 200
 _WARM_START_SIZE = 4096
@@ -37,10 +52,22 @@ class TopLabel(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """An interval of confidence: `low <= high`."""
+    """An interval of confidence for one network's calibration error: `low <= high`."""
 
     low: float
     high: float
+
+
+class Contributions(NamedTuple):
+    """A network's ECE with little bias, and what each example contributes to its variation.
+
+    Attributes:
+        value: estimate of the ECE; can be a little below 0.
+        examples: float64 `[N]`; their variance over N is the estimate's.
+    """
+
+    value: float
+    examples: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,10 +119,12 @@ class TemperatureFit:
         temperature: positive and finite.
         nll_before: mean NLL at temperature 1, nats.
         nll_after: mean NLL at `temperature`, nats; never above `nll_before`.
-        converged: whether the minimum was found (True as well where it lies at the end of the range).
-        boundary: None; `"lower"` where the NLL still falls as T goes to 0 (every prediction is right, or
-            nearly so); `"upper"` where it still falls as T goes to infinity (logits no better than chance).
-            Such a temperature is the end of the range searched, not an estimate.
+        converged: whether the minimum was found (True as well where there is none, see `boundary`).
+        boundary: None; `"lower"` where the NLL falls for ever as T goes to 0 (every label has the largest logit
+            of its row); `"upper"` where it falls for ever as T goes to infinity (logits no better than chance).
+            Such a temperature is no estimate but an end at which the NLL has come within 1e-6 nats of its limit:
+            a millionth of the smallest gap between a row's largest logits, or a million times the mean margin by
+            which labels' logits fall short of the largest; and never on the far side of T = 1.
     """
 
     temperature: float
@@ -120,44 +149,53 @@ class CrossFitted:
     temperature: np.ndarray
 
 
-def top_label(logits: np.ndarray, labels: np.ndarray, *, temperature: float | np.ndarray = 1.0) -> TopLabel:
+def top_label(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    temperature: float | np.ndarray = 1.0,
+    from_logits: bool = True,
+) -> TopLabel:
     """Returns the confidence of each prediction and whether it is right.
 
     The confidence is `1 / sum_k exp((z_k - max z) / T)` in float64.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
         temperature: positive number, or `[N]` of them.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
         `TopLabel(confidence [N], correct [N])`.
 
     Raises:
-        ValueError: Logits that are not a non-empty finite `[N, K]`, labels that do not fit them, or a
-            temperature that is not positive and finite.
+        ValueError: Logits that are not a non-empty `[N, K]` of real numbers, that hold NaN, +inf or a row of -inf
+            alone, or that are probabilities (with `from_logits=False`: that are none); labels that do not fit
+            them; or a temperature that is not positive and finite.
 
     Example:
 
     >>> top_label(np.log([[0.75, 0.25], [0.25, 0.75]]), np.array([0, 0]))
     TopLabel(confidence=array([0.75, 0.75]), correct=array([ True, False]))
     """
-    logits, labels = _checked(logits, labels)
-    inverse = 1.0 / _checked_temperature(temperature, len(logits))
-    confidence, correct = np.empty(len(logits)), np.empty(len(logits), bool)
-    for rows, shifted in _shifted_chunks(logits):
-        correct[rows] = shifted.argmax(axis=1) == labels[rows]
-        np.multiply(shifted, inverse[rows, None], out=shifted)
+    examples = _checked(logits, labels, from_logits)
+    inverse = _inverse(temperature, len(examples.labels))
+    confidence, correct = np.empty(len(inverse)), np.empty(len(inverse), bool)
+    for rows, shifted in examples.chunks():
+        correct[rows] = shifted.argmax(axis=1) == examples.labels[rows]
+        _scale(shifted, inverse[rows, None])
         confidence[rows] = 1.0 / np.exp(shifted, out=shifted).sum(axis=1)
     return TopLabel(confidence, correct)
 
 
-def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+def accuracy(logits: np.ndarray, labels: np.ndarray, *, from_logits: bool = True) -> float:
     """Returns the share of examples whose largest logit is that of the label.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
         A number in [0, 1].
@@ -170,20 +208,27 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     >>> accuracy(np.array([[2.0, 1.0], [2.0, 1.0]]), np.array([0, 1]))
     0.5
     """
-    logits, labels = _checked(logits, labels)
-    return float(np.mean(logits.argmax(axis=1) == labels))
+    examples = _checked(logits, labels, from_logits)
+    return float(np.mean(examples.logits.argmax(axis=1) == examples.labels))
 
 
-def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, *, temperature: float | np.ndarray = 1.0) -> float:
+def negative_log_likelihood(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    temperature: float | np.ndarray = 1.0,
+    from_logits: bool = True,
+) -> float:
     """Returns the mean over examples of `logsumexp(z / T) - z_label / T`, in nats.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
         temperature: positive number, or `[N]` of them.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
-        The mean negative log-likelihood of the labels (never smoothed).
+        The mean negative log-likelihood of the labels (never smoothed); infinity where a label's probability is 0.
 
     Raises:
         ValueError: As `top_label`.
@@ -193,14 +238,14 @@ def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, *, temperatu
     >>> negative_log_likelihood(np.zeros((3, 4)), np.array([0, 1, 3]))  # ln 4
     1.3862943611198906
     """
-    logits, labels = _checked(logits, labels)
-    inverse = 1.0 / _checked_temperature(temperature, len(logits))
+    examples = _checked(logits, labels, from_logits)
+    inverse = _inverse(temperature, len(examples.labels))
     total = 0.0
-    for rows, shifted in _shifted_chunks(logits):
-        np.multiply(shifted, inverse[rows, None], out=shifted)
-        total -= np.take_along_axis(shifted, labels[rows, None], axis=1).sum()
+    for rows, shifted in examples.chunks():
+        _scale(shifted, inverse[rows, None])
+        total -= np.take_along_axis(shifted, examples.labels[rows, None], axis=1).sum()
         total += np.log(np.exp(shifted, out=shifted).sum(axis=1)).sum()
-    return float(total / len(logits))
+    return float(total / len(inverse))
 
 
 def reliability(
@@ -209,6 +254,7 @@ def reliability(
     *,
     num_bins: int = 15,
     temperature: float | np.ndarray = 1.0,
+    from_logits: bool = True,
 ) -> Reliability:
     """Returns accuracy and mean confidence in bins of equal width, as drawn in a reliability diagram.
 
@@ -217,9 +263,10 @@ def reliability(
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
         num_bins: M; 15 as in Guo et al., 2017.
         temperature: positive number, or `[N]` of them.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
         A `Reliability` with `count`, `accuracy`, `confidence`, and the properties `ece`, `slope`, `edges`.
@@ -235,7 +282,8 @@ def reliability(
 
     Reference: Guo et al., 2017, "On Calibration of Modern Neural Networks".
     """
-    confidence, correct = top_label(logits, labels, temperature=temperature)
+    num_bins = arguments.whole(num_bins, "num_bins", 1)
+    confidence, correct = top_label(logits, labels, temperature=temperature, from_logits=from_logits)
     count, right, total = _bin_sums(_equal_width_bins(confidence, num_bins), confidence, correct, num_bins)
     empty = np.where(count > 0, 1.0, np.nan)
     divisor = np.maximum(count, 1) * empty
@@ -248,18 +296,20 @@ def expected_calibration_error(
     *,
     num_bins: int = 15,
     temperature: float | np.ndarray = 1.0,
+    from_logits: bool = True,
 ) -> float:
     """Returns the expected calibration error, ECE = sum_m (n_m / N) |accuracy_m - confidence_m|.
 
     The bins are those of `reliability`. This plug-in value is biased upward: even of a calibrated network,
     accuracies scatter about confidences, and absolute values do not cancel. See
-    `debiased_calibration_error`, and `bootstrap_interval` for how far to trust it.
+    `debiased_calibration_error`, and `calibration_interval` for how far to trust it.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
         num_bins: M; 15 as in Guo et al., 2017.
         temperature: positive number, or `[N]` of them.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
         A number in [0, 1].
@@ -274,7 +324,7 @@ def expected_calibration_error(
 
     Reference: Guo et al., 2017, "On Calibration of Modern Neural Networks".
     """
-    return reliability(logits, labels, num_bins=num_bins, temperature=temperature).ece
+    return reliability(logits, labels, num_bins=num_bins, temperature=temperature, from_logits=from_logits).ece
 
 
 def adaptive_calibration_error(
@@ -283,6 +333,7 @@ def adaptive_calibration_error(
     *,
     num_bins: int = 15,
     temperature: float | np.ndarray = 1.0,
+    from_logits: bool = True,
 ) -> float:
     """Returns the calibration error of the top label over bins of equal mass instead of equal width.
 
@@ -291,9 +342,10 @@ def adaptive_calibration_error(
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
         num_bins: number of bins.
         temperature: positive number, or `[N]` of them.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
         A number in [0, 1].
@@ -309,7 +361,8 @@ def adaptive_calibration_error(
     Reference: Nguyen and O'Connor, 2015, "Posterior calibration and exploratory analysis for natural
     language processing models".
     """
-    confidence, correct = top_label(logits, labels, temperature=temperature)
+    num_bins = arguments.whole(num_bins, "num_bins", 1)
+    confidence, correct = top_label(logits, labels, temperature=temperature, from_logits=from_logits)
     bins = _equal_mass_bins(confidence, num_bins)
     _, right, total = _bin_sums(bins, confidence, correct, num_bins)
     return float(np.abs(right - total).sum() / len(confidence))
@@ -321,6 +374,7 @@ def debiased_calibration_error(
     *,
     num_bins: int = 15,
     temperature: float | np.ndarray = 1.0,
+    from_logits: bool = True,
 ) -> float:
     """Returns the debiased root-mean-square calibration error of the top label.
 
@@ -333,9 +387,10 @@ def debiased_calibration_error(
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
         num_bins: number of bins.
         temperature: positive number, or `[N]` of them.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
         A number in [0, 1].
@@ -350,7 +405,8 @@ def debiased_calibration_error(
 
     Reference: Kumar, Liang and Ma, 2019, "Verified Uncertainty Calibration".
     """
-    confidence, correct = top_label(logits, labels, temperature=temperature)
+    num_bins = arguments.whole(num_bins, "num_bins", 1)
+    confidence, correct = top_label(logits, labels, temperature=temperature, from_logits=from_logits)
     bins = _equal_mass_bins(confidence, num_bins)
     count, right, total = _bin_sums(bins, confidence, correct, num_bins)
     count, right, total = (array[count > 1] for array in (count, right, total))
@@ -359,98 +415,225 @@ def debiased_calibration_error(
     return float(np.sqrt(max(np.sum(count * squares) / len(confidence), 0.0)))
 
 
-def bootstrap_interval(
+def calibration_interval(
     logits: np.ndarray,
     labels: np.ndarray,
     *,
     num_bins: int = 15,
     temperature: float | np.ndarray = 1.0,
-    num_resamples: int = 1000,
     level: float = 0.95,
-    seed: int = 0,
+    norm: Literal["l1", "l2"] = "l1",
+    from_logits: bool = True,
 ) -> Interval:
-    """Returns a confidence interval for the expected calibration error, by inverting bootstrap tests.
+    """Returns a confidence interval for the calibration error of one network over fresh examples.
 
-    ECE sums absolute values, so resampled examples have a still higher ECE than the biased value they come
-    from: the usual percentile interval never covers the 0 of a calibrated network. Here each bin's summed
-    gap g_m (right answers less confidences) is kept apart from its scatter d_m over resamples. Were the true
-    gaps r times the measured ones, ECE would come out as `sum_m |r g_m + d_m| / N`: the interval runs over
-    those r * ECE for which the measured ECE lies within the middle `level` of that distribution. In
-    simulations with 150 to 10,000 examples it held the true value 90 to 97 times in 100 at level 0.95
-    (percentile: 0 to 94). The measured ECE can lie above the interval, since it is biased upward.
-
-    The bootstrap knows only the mistakes it sees: where every answer is right, the interval is too narrow.
+    That of `top_label_interval`, which says how it is made and how often it holds the truth.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
         num_bins: M, of `reliability`.
-        temperature: positive number, or `[N]` of them.
-        num_resamples: bootstrap samples of N examples, drawn with replacement.
+        temperature: positive number, or `[N]` of them; the interval does not know that it was fitted.
         level: confidence level in (0, 1).
-        seed: of the resampling.
+        norm: `"l1"` for the ECE, `"l2"` for the root-mean-square error.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
-        `Interval(low, high)` of the binned ECE.
+        `Interval(low, high)`, within [0, 1].
 
     Raises:
-        ValueError: As `top_label`, and for `num_bins`, `num_resamples` or `level` out of range.
+        ValueError: As `top_label`, and for `num_bins`, `level` or `norm` out of range.
 
-    Example:
+    Example: 100 examples at confidence 3/4, of which 60 are right.
 
-    >>> low, high = bootstrap_interval(logits, labels, num_resamples=1000, level=0.95)
-
-    Reference: Carpenter, 1999, "Test inversion bootstrap confidence intervals".
+    >>> logits = np.log(np.tile([0.75, 0.25], (100, 1)))
+    >>> low, high = calibration_interval(logits, np.repeat([0, 1], [60, 40]))
+    >>> low < 0.15 < high
+    True
     """
-    if num_resamples < 2 or not 0 < level < 1:
-        raise ValueError(f"Expected num_resamples of at least 2 and level in (0, 1); got {num_resamples} and {level}.")
-    confidence, correct = top_label(logits, labels, temperature=temperature)
+    top = top_label(logits, labels, temperature=temperature, from_logits=from_logits)
+    return top_label_interval(*top, num_bins=num_bins, level=level, norm=norm)
+
+
+# Its former name, under which it was made by resampling and covered 73 to 99 % at a level of 95 %.
+bootstrap_interval = calibration_interval
+
+
+def top_label_interval(
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    *,
+    num_bins: int = 15,
+    level: float = 0.95,
+    norm: Literal["l1", "l2"] = "l1",
+) -> Interval:
+    """Returns a confidence interval for the binned calibration error of one network, from its top labels.
+
+    Bin m has the true gap γ_m = P(bin m) (accuracy_m - confidence_m), the measured one g_m, and the latter's standard
+    error s_m, with variances by Agresti and Coull's rule, so that bins without mistakes have one too.
+
+    - `"l1"`, the ECE Σ|γ_m|: measured absolute values are too large where γ is near 0, by an amount that depends on γ
+      and cannot be estimated away. The centre is Σ|g_m| 1(|g_m| > s_m) - 0.19 Σ s_m. Whatever γ is, its standard
+      deviation is at most σ = 1.11 √(Σ s_m²), and where it is so large its bias is about B = 0.265 Σ s_m up or down;
+      the half width is the `level` quantile of |N(B, σ²)|. An ECE is no less than the overall gap between accuracy
+      and confidence, so the upper end is no lower than that of Clopper and Pearson's interval for the latter: it
+      matters where a network makes a handful of mistakes.
+    - `"l2"`, the root-mean-square error √(Σ γ_m² / P(bin m)): all values that a test by the debiased square accepts,
+      whose variance depends on the value tested.
+
+    `python benchmarks/intervals.py` measured how often they hold the true value at level 0.95, over networks that are
+    calibrated, off by .05 throughout, by .2 in one bin, by .1 in the last and by .04 up and down in turn, at N = 600,
+    2,000 and 10,000 and 10 and 15 bins: ECE in 96 to
+    100 % of the cases (mean 98.8 %), root-mean-square error in 94.5 to 100 % (mean 97.8 %).
+
+    Args:
+        confidence: `[N]` in [0, 1], of the predicted classes, as `top_label` returns them.
+        correct: `[N]`, whether each prediction is right: bool, or 0 and 1.
+        num_bins: M, of `reliability`.
+        level: confidence level in (0, 1).
+        norm: `"l1"` for the ECE, `"l2"` for the root-mean-square error.
+
+    Returns:
+        `Interval(low, high)`, within [0, 1].
+
+    Raises:
+        ValueError: Arrays that are not what is said above, or `num_bins`, `level` or `norm` out of range.
+
+    Example: one bin that is off by 0.15, with variance v = a (1 - a) / 100 and a = 62/104. The ends θ of the second
+    satisfy 0.15² - v - θ² = ± 1.96 √(2 v² + 4 v θ²).
+
+    >>> confidence, correct = np.full(100, 0.75), np.arange(100) < 60
+    >>> [round(end, 4) for end in top_label_interval(confidence, correct)]
+    [0.031, 0.2528]
+    >>> [round(end, 4) for end in top_label_interval(confidence, correct, norm="l2")]
+    [0.0705, 0.2687]
+
+    References: Armstrong and Kolesár, 2020, "Simple and Honest Confidence Intervals in Nonparametric Regression";
+    Agresti and Coull, 1998, "Approximate Is Better than 'Exact' for Interval Estimation of Binomial Proportions".
+    """
+    num_bins, level = arguments.whole(num_bins, "num_bins", 1), arguments.level(level)
+    if norm not in ("l1", "l2"):
+        raise ValueError(f"Expected norm to be 'l1' (ECE) or 'l2' (root-mean-square error); got {norm!r}.")
+    confidence, correct = _checked_top_labels(confidence, correct)
+    count, right, total = _bin_sums(_equal_width_bins(confidence, num_bins), confidence, correct, num_bins)
+    count, right, total = (array[count > 0] for array in (count, right, total))
     num_examples = len(confidence)
-    bins = _equal_width_bins(confidence, num_bins)
-    gaps = (correct - confidence) / num_examples
-    measured = np.bincount(bins, weights=gaps, minlength=num_bins)
-    generator = np.random.default_rng(seed)
-    scatter = np.empty((num_resamples, num_bins))
-    for resample in scatter:
-        drawn = generator.integers(num_examples, size=num_examples)
-        resample[:] = np.bincount(bins[drawn], weights=gaps[drawn], minlength=num_bins)
-    scatter -= measured
-    ece = np.abs(measured).sum()
-
-    def ratio_where(quantile: float) -> float:
-        def excess(ratio: float) -> float:
-            return np.quantile(np.abs(ratio * measured + scatter).sum(axis=1), quantile) - ece
-
-        if excess(0.0) >= 0.0:
-            return 0.0
-        above = 1.0
-        while excess(above) < 0.0:
-            above *= 2.0
-        return optimize.brentq(excess, 0.0, above, xtol=1e-6)
-
-    tail = (1.0 - level) / 2.0
-    return Interval(float(ece * ratio_where(1.0 - tail)), float(ece * ratio_where(tail)))
+    gap, mass, share = (right - total) / num_examples, count / num_examples, (right + 2) / (count + 4)
+    variance = mass * share * (1 - share) / num_examples + (1 - mass) * gap**2 / count
+    if norm == "l1":
+        low, high = _absolute_ends(gap, variance, level)
+        high = max(high, _largest_overall_gap(confidence.mean(), right.sum(), num_examples, level))
+    else:
+        low, high = _mean_square_ends(gap, variance, mass, level)
+    return Interval(float(max(low, 0.0)), float(min(high, 1.0)))
 
 
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> TemperatureFit:
+def calibration_contributions(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    num_bins: int = 15,
+    temperature: float | np.ndarray = 1.0,
+    from_logits: bool = True,
+) -> Contributions:
+    """Returns a network's ECE with little bias, and the contributions that tell how far to trust a difference of two.
+
+    As `top_label_contributions`, from logits.
+
+    Args:
+        logits: `[N, K]`.
+        labels: integers `[N]` in [0, K), or one-hot.
+        num_bins: M, of `reliability`.
+        temperature: positive number, or `[N]` of them.
+        from_logits: False where `logits` are probabilities.
+
+    Returns:
+        `Contributions(value, examples [N])`.
+
+    Raises:
+        ValueError: As `top_label`, and for `num_bins` below 1.
+
+    Example: the difference in ECE of two methods, of which each seed gave the logits `a[i]` and `b[i]`.
+
+    >>> first, second = ([calibration_contributions(logits, labels) for logits in method] for method in (a, b))
+    >>> interval = intervals.crossed(
+    ...     np.array([x.examples - y.examples for x, y in zip(first, second)]),
+    ...     values=[x.value - y.value for x, y in zip(first, second)],
+    ... )
+    """
+    top = top_label(logits, labels, temperature=temperature, from_logits=from_logits)
+    return top_label_contributions(*top, num_bins=num_bins)
+
+
+def top_label_contributions(confidence: np.ndarray, correct: np.ndarray, *, num_bins: int = 15) -> Contributions:
+    """Returns a network's ECE with little bias, and what each example contributes to its variation.
+
+    With g_m the measured gap of bin m, Σ (correct - confidence) / N over its examples, and s_m its standard error,
+
+        value = Σ_m |g_m| 1(|g_m| > s_m) - 0.18 Σ_m s_m 1(|g_m| < 2 s_m)
+        contribution = sign(g_m) (2 - erf(|g_m| / (s_m √2))) (correct - confidence), m the example's bin
+
+    The plug-in ECE Σ|g_m| of a sharp network has another bias than that of a blunt one, so that it tells two calibrated
+    networks apart where there is nothing to tell. The value's bias is between -0.28 s_m and 0.32 s_m in each bin, and
+    none where the gap is large. Pass differences of contributions and of values to `intervals.crossed`.
+
+    `python benchmarks/intervals.py` measured that they hold the true difference in 91 to 100 % of the cases at level
+    0.95, and 0 in 93 to 100 % where there is none. The weakest are ten seeds of networks that are off by as much, one
+    sharp and one blunt, with 10,000 examples: one of the two is called worse in 6 % instead of 2.5 %.
+
+    Args:
+        confidence: `[N]` in [0, 1], of the predicted classes, as `top_label` returns them.
+        correct: `[N]`, whether each prediction is right: bool, or 0 and 1.
+        num_bins: M, of `reliability`.
+
+    Returns:
+        `Contributions(value, examples [N])`.
+
+    Raises:
+        ValueError: Arrays that are not what is said above, or `num_bins` below 1.
+
+    Example: one bin, g = -0.5 and s = 0.5 / √100, so that |g| lies far above s.
+
+    >>> value, examples = top_label_contributions(np.ones(100), np.arange(100) < 50)
+    >>> value, np.unique(examples)
+    (0.5, array([-0.,  1.]))
+    """
+    num_bins = arguments.whole(num_bins, "num_bins", 1)
+    confidence, correct = _checked_top_labels(confidence, correct)
+    bins, gap = _equal_width_bins(confidence, num_bins), correct - confidence
+    mean, square = (np.bincount(bins, weights=part, minlength=num_bins) / len(gap) for part in (gap, gap**2))
+    error = np.sqrt(np.maximum(square - mean**2, 0.0) / len(gap))
+    size = np.abs(mean)
+    # A bin whose examples are all alike has no error: its gap counts once where there is one.
+    ratio = np.divide(size, error, out=np.full(num_bins, np.inf), where=error > 0)
+    weight = np.sign(mean) * (2 - special.erf(ratio / np.sqrt(2)))
+    value = size[size > error].sum() - 0.18 * error[size < 2 * error].sum()
+    return Contributions(float(value), weight[bins] * gap)
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, from_logits: bool = True) -> TemperatureFit:
     """Finds the temperature that minimises the negative log-likelihood of the labels.
 
     In the inverse temperature b = 1/T the mean NLL is convex, with slope `mean(E_p[z] - z_label)` and
     curvature `mean(Var_p[z])` under p = softmax(b z). Its minimum is found by Newton's method inside a
-    bracket, to nine digits: a start from 4,096 examples, then a few passes over all. Multiplying the logits
-    by c multiplies T by c. Logits that are equal within each example keep T = 1: no temperature matters.
+    bracket, to nine digits: a start from 4,096 examples, then a few passes over all. Nothing is assumed about the
+    logits' scale: a class masked by -1e9 or -inf changes nothing, one row of huge logits changes what it must, and
+    multiplying all logits by c multiplies T by c. Logits that are equal within each example keep T = 1: no
+    temperature matters.
 
     Score the temperature on other examples than these: see `cross_fitted`.
 
     Args:
         logits: `[N, K]`, before any softmax.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
         A `TemperatureFit`; look at `boundary` before using the temperature of a small set.
 
     Raises:
-        ValueError: As `top_label`, and where every row is non-negative and sums to 1: probabilities.
+        ValueError: As `top_label`; a label whose probability is 0 at every temperature; or logits beyond 1e150,
+            whose squares overflow.
 
     Example: logits of odds 9 to 1 that are right in 3 of 4 cases want odds 3 to 1, so T = ln 9 / ln 3.
 
@@ -460,12 +643,12 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> TemperatureFit:
 
     Reference: Guo et al., 2017, "On Calibration of Modern Neural Networks".
     """
-    logits, labels = _checked(logits, labels)
-    _refuse_probabilities(logits)
-    return _fit(logits, labels, np.arange(len(logits)))
+    examples = _checked(logits, labels, from_logits)
+    _check_range(examples)
+    return _fit(examples, np.arange(len(examples.labels)))
 
 
-def cross_fitted(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> CrossFitted:
+def cross_fitted(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, from_logits: bool = True) -> CrossFitted:
     """Fits a temperature on each half of the examples, for scoring the other half.
 
     So every example is scored by a temperature that has not seen it: pass the result's `temperature` to any
@@ -473,33 +656,63 @@ def cross_fitted(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Cr
 
     Args:
         logits: `[N, K]`, before any softmax, N at least 2.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
         seed: of the shuffle that halves the examples; half 0 has the odd one.
+        from_logits: False where `logits` are probabilities.
 
     Returns:
         A `CrossFitted` with `fits`, `half` `[N]` and `temperature` `[N]`.
 
     Raises:
-        ValueError: As `fit_temperature`, and for fewer than 2 examples.
+        ValueError: As `fit_temperature`, and for fewer than 2 examples or a seed that is no integer of at least 0.
 
     Example:
 
     >>> halves = cross_fitted(logits, labels)
     >>> expected_calibration_error(logits, labels, temperature=halves.temperature)
     """
-    logits, labels = _checked(logits, labels)
-    _refuse_probabilities(logits)
-    if len(logits) < 2:
+    seed, examples = arguments.whole(seed, "seed", 0), _checked(logits, labels, from_logits)
+    num_examples = len(examples.labels)
+    if num_examples < 2:
         raise ValueError("Two halves need at least 2 examples; got 1. Pass the whole held-out set.")
-    half = np.ones(len(logits), int)
-    half[np.random.default_rng(seed).permutation(len(logits))[: (len(logits) + 1) // 2]] = 0
-    fits = tuple(_fit(logits, labels, np.flatnonzero(half == part)) for part in (0, 1))
+    _check_range(examples)
+    half = np.ones(num_examples, int)
+    half[np.random.default_rng(seed).permutation(num_examples)[: (num_examples + 1) // 2]] = 0
+    fits = tuple(_fit(examples, np.flatnonzero(half == part)) for part in (0, 1))
     temperatures = np.array([fit.temperature for fit in fits])
     return CrossFitted(fits, half, temperatures[1 - half])
 
 
-def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    logits, labels = np.asarray(logits), np.asarray(labels)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Examples:
+    """Logits, or probabilities, `[N, K]` and class indices `[N]` that have been checked."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+    from_logits: bool
+
+    def chunks(self, rows: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Yields positions in `rows` and a reused float64 buffer of those rows less their largest logit."""
+        num_rows, size = len(self.labels) if rows is None else len(rows), _chunk_rows(self.logits.shape[1])
+        buffer = np.empty((min(size, num_rows), self.logits.shape[1]))
+        for start in range(0, num_rows, size):
+            at = slice(start, min(start + size, num_rows))
+            chunk = self.logits[at] if rows is None else self.logits[rows[at]]
+            shifted = buffer[: len(chunk)]
+            shifted[:] = chunk
+            largest = chunk.max(axis=1).astype(float)
+            # A probability of 0 has the logarithm -inf; so has a masked logit near the least float64 less a large one.
+            with np.errstate(divide="ignore", over="ignore"):
+                if not self.from_logits:
+                    np.log(shifted, out=shifted)
+                    largest = np.log(largest)
+                shifted -= largest[:, None]
+            yield at, shifted
+
+
+def _checked(logits: np.ndarray, labels: np.ndarray, from_logits: bool) -> _Examples:
+    from_logits = arguments.flag(from_logits, "from_logits")
+    logits = arguments.real(logits, "logits" if from_logits else "probabilities")
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
             f"Expected logits of shape [examples, classes] with at least 2 classes; got {logits.shape}. "
@@ -507,84 +720,117 @@ def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
         )
     if len(logits) == 0:
         raise ValueError("Got no examples: logits have shape [0, classes]. Check the split and the limit.")
-    if labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
-        raise ValueError(
-            f"Expected integer labels of shape ({len(logits)},), one per row of the logits; got shape "
-            f"{labels.shape} and dtype {labels.dtype}. Turn one-hot labels into integers with argmax(-1)."
-        )
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise ValueError(
-            f"Expected labels in [0, {logits.shape[1]}), one for each column of the logits; got "
-            f"{labels.min()} to {labels.max()}. Drop padding, and check the labels' offset."
-        )
-    size = _chunk_rows(logits.shape[1])
-    finite = [np.isfinite(logits[at : at + size]).all(axis=1) for at in range(0, len(logits), size)]
-    bad = np.flatnonzero(~np.concatenate(finite))
+    labels = arguments.labels(labels, *logits.shape)
+    if not from_logits:
+        _check_probabilities(logits)
+        return _Examples(logits, labels, from_logits)
+    largest = np.concatenate([chunk.max(axis=1) for chunk in _row_chunks(logits)])  # NaN, if the row holds one
+    bad = np.flatnonzero(~np.isfinite(largest))
     if len(bad):
         raise ValueError(
-            f"Expected finite logits; {len(bad)} of {len(logits)} rows hold NaN or infinity, the first is "
-            f"row {bad[0]}. Drop those rows, or mend the network that made them."
+            f"Expected finite logits, or -inf for a masked class beside a finite one; {len(bad)} of {len(logits)} rows "
+            f"hold NaN, +infinity or -infinity alone, the first is row {bad[0]}. Drop those rows, or mend the network "
+            "that made them."
         )
-    return logits, labels
-
-
-def _checked_temperature(temperature: float | np.ndarray, num_examples: int) -> np.ndarray:
-    temperature = np.asarray(temperature, float)
-    if temperature.shape not in ((), (num_examples,)):
+    if all(_sum_to_one(chunk, _HALF_SUM_TOLERANCE).all() for chunk in _row_chunks(logits)):
         raise ValueError(
-            f"Expected one temperature, or one for each of {num_examples} examples; got shape {temperature.shape}."
+            "Expected logits; got rows that are non-negative and sum to 1, as probabilities do. Pass "
+            "from_logits=False, or the values before the softmax."
         )
-    if not (np.isfinite(temperature).all() and (temperature > 0).all()):
-        raise ValueError(f"Expected a positive, finite temperature; got {temperature}.")
-    return np.broadcast_to(temperature, num_examples)
+    return _Examples(logits, labels, from_logits)
 
 
-def _refuse_probabilities(logits: np.ndarray) -> None:
-    # Softmax outputs sum to 1 within 1e-3 in every row even from half precision; logits do so by accident
-    # only where there is next to nothing to fit.
-    size = _chunk_rows(logits.shape[1])
-    for start in range(0, len(logits), size):
-        chunk = logits[start : start + size].astype(float)
-        if chunk.min() < 0 or np.abs(chunk.sum(axis=1) - 1).max() > 1e-3:
-            return
-    raise ValueError(
-        "Expected logits; got rows that are non-negative and sum to 1, as probabilities do. Pass the values "
-        "before the softmax, or the logarithm of these."
-    )
+def _check_range(examples: _Examples) -> None:
+    """Refuses what no temperature can be fitted to."""
+    own = np.take_along_axis(examples.logits, examples.labels[:, None], axis=1)[:, 0].astype(float)
+    impossible = np.flatnonzero(own == (-np.inf if examples.from_logits else 0.0))
+    if len(impossible):
+        raise ValueError(
+            f"The labels of {len(impossible)} of {len(own)} examples have probability 0, at every temperature; the "
+            f"first is row {impossible[0]}. Drop them, or mend the mask that excludes their classes."
+        )
+    # Only float64 reaches so far. A masked class may: its probability is 0 and its logit counts for nothing.
+    if examples.logits.dtype.itemsize >= 8:
+        largest = np.concatenate([np.abs(chunk.max(axis=1)) for chunk in _row_chunks(examples.logits)])
+        if max(largest.max(), np.abs(own).max()) > _LARGEST_LOGIT:
+            raise ValueError(
+                f"Expected logits within {_LARGEST_LOGIT:g}, whose squares are float64 numbers; got "
+                f"{max(largest.max(), np.abs(own).max()):g}. Did the network diverge?"
+            )
+
+
+def _check_probabilities(probabilities: np.ndarray) -> None:
+    tolerance = _SUM_TOLERANCE if probabilities.dtype.itemsize > 2 else _HALF_SUM_TOLERANCE
+    bad = np.flatnonzero(~np.concatenate([_sum_to_one(chunk, tolerance) for chunk in _row_chunks(probabilities)]))
+    if len(bad):
+        raise ValueError(
+            f"Expected probabilities, as from_logits=False says: rows that are non-negative and sum to 1 within "
+            f"{tolerance:g}; {len(bad)} of {len(probabilities)} rows are not, the first is row {bad[0]}. Pass logits "
+            "without from_logits, or divide the rows by their sums."
+        )
+
+
+def _sum_to_one(chunk: np.ndarray, tolerance: float) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # of what is no probability
+        return (chunk.min(axis=1) >= 0) & (np.abs(chunk.sum(axis=1, dtype=float) - 1) <= tolerance)
+
+
+def _row_chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    size = _chunk_rows(array.shape[1])
+    return (array[start : start + size] for start in range(0, len(array), size))
 
 
 def _chunk_rows(num_classes: int) -> int:
     return max(_CHUNK_SIZE // num_classes, 1)
 
 
-def _shifted_chunks(logits: np.ndarray, rows: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yields positions in `rows` and a reused float64 buffer of those rows less their largest logit."""
-    num_rows, size = len(logits) if rows is None else len(rows), _chunk_rows(logits.shape[1])
-    buffer = np.empty((min(size, num_rows), logits.shape[1]))
-    for start in range(0, num_rows, size):
-        at = slice(start, min(start + size, num_rows))
-        chunk = logits[at] if rows is None else logits[rows[at]]
-        shifted = buffer[: len(chunk)]
-        shifted[:] = chunk
-        shifted -= chunk.max(axis=1).astype(float)[:, None]
-        yield at, shifted
+def _inverse(temperature: float | np.ndarray, num_examples: int) -> np.ndarray:
+    temperature = arguments.real(temperature, "temperature").astype(float)
+    if temperature.shape not in ((), (num_examples,)):
+        raise ValueError(
+            f"Expected one temperature, or one for each of {num_examples} examples; got shape {temperature.shape}."
+        )
+    if not (np.isfinite(temperature).all() and (temperature >= _TINY).all()):
+        raise ValueError(f"Expected a positive, finite temperature; got {temperature}.")
+    return np.broadcast_to(1.0 / temperature, num_examples)
+
+
+def _scale(shifted: np.ndarray, inverse: float | np.ndarray) -> None:
+    with np.errstate(over="ignore"):  # a masked logit near the least float64 becomes -inf, and means the same
+        np.multiply(shifted, inverse, out=shifted)
+
+
+def _checked_top_labels(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    confidence = arguments.real(confidence, "confidence").astype(float)
+    correct = np.asarray(correct)
+    if confidence.ndim != 1 or len(confidence) == 0 or correct.shape != confidence.shape:
+        raise ValueError(
+            "Expected the confidence [N] and correctness [N] of at least one example; got shapes "
+            f"{confidence.shape} and {correct.shape}."
+        )
+    if not np.all((confidence >= 0) & (confidence <= 1)):
+        raise ValueError(
+            f"Expected confidences in [0, 1]; got {confidence.min():g} to {confidence.max():g}. Pass the probability "
+            "of the predicted class, as top_label returns it."
+        )
+    if correct.dtype != bool and not np.all(
+        (arguments.real(correct, "correct") == 0) | (arguments.real(correct, "correct") == 1)
+    ):
+        raise ValueError(
+            f"Expected correct to hold True and False, or 1 and 0; got dtype {correct.dtype} and other values. Pass "
+            "whether each prediction is the label, not the labels."
+        )
+    return confidence, correct.astype(bool)
 
 
 def _equal_width_bins(confidence: np.ndarray, num_bins: int) -> np.ndarray:
-    _check_num_bins(num_bins)
     return np.searchsorted(np.arange(1, num_bins) / num_bins, confidence, side="left")
 
 
 def _equal_mass_bins(confidence: np.ndarray, num_bins: int) -> np.ndarray:
-    _check_num_bins(num_bins)
     ends = np.cumsum([len(run) for run in np.array_split(confidence, num_bins)])[:-1]
     edges = np.sort(confidence)[ends[ends > 0] - 1]
     return np.searchsorted(edges, confidence, side="left")
-
-
-def _check_num_bins(num_bins: int) -> None:
-    if num_bins != int(num_bins) or num_bins < 1:
-        raise ValueError(f"Expected num_bins to be an integer of at least 1; got {num_bins}.")
 
 
 def _bin_sums(
@@ -597,8 +843,44 @@ def _bin_sums(
     )
 
 
+def _absolute_ends(gap: np.ndarray, variance: np.ndarray, level: float) -> tuple[float, float]:
+    error = np.sqrt(variance)
+    centre = np.abs(gap)[np.abs(gap) > error].sum() - 0.19 * error.sum()
+    deviation, bias = 1.11 * np.sqrt(variance.sum()), 0.265 * error.sum()
+    half = deviation * np.sqrt(stats.ncx2.ppf(level, 1, (bias / deviation) ** 2))
+    return centre - half, centre + half
+
+
+def _largest_overall_gap(confidence: float, num_right: float, num_examples: int, level: float) -> float:
+    tail, num_wrong = (1 - level) / 2, num_examples - num_right
+    lowest = special.betaincinv(num_right, num_wrong + 1, tail) if num_right else 0.0
+    highest = special.betaincinv(num_right + 1, num_wrong, 1 - tail) if num_wrong else 1.0
+    return max(confidence - lowest, highest - confidence)
+
+
+def _mean_square_ends(gap: np.ndarray, variance: np.ndarray, mass: np.ndarray, level: float) -> tuple[float, float]:
+    """Returns the ends of those θ that satisfy |T - θ²| ≤ z √(2 Σ (variance / mass)² + slope θ²).
+
+    T is the debiased square of the error, and slope θ² what the gaps themselves add to its variance.
+    """
+    z = special.ndtri((1 + level) / 2)
+    square = np.sum((gap**2 - variance) / mass)
+    noise = 2 * np.sum((variance / mass) ** 2)
+    own = np.sum(gap**2 / mass)
+    slope = 4 * np.sum((gap / mass) ** 2 * variance) / own if own > 0.0 else 0.0
+    middle = square + z**2 * slope / 2
+    root = np.sqrt(max(middle**2 - square**2 + z**2 * noise, 0.0))
+    return np.sqrt(max(middle - root, 0.0)), np.sqrt(max(middle + root, 0.0))
+
+
+class _Minimum(NamedTuple):
+    inverse: float
+    nll: float
+    converged: bool
+
+
 class _Moments(NamedTuple):
-    """Mean NLL at an inverse temperature, its first and second derivative in it, and the largest margin.
+    """Mean NLL at an inverse temperature b, its first and second derivative in ln b (but for b times the slope).
 
     The margin of an example is how far its label's logit lies below the largest; 0 if it is the largest.
     """
@@ -606,75 +888,100 @@ class _Moments(NamedTuple):
     nll: float
     slope: float
     curvature: float
-    margin: float
+    mean_margin: float
+    largest_margin: float
 
 
-class _Minimum(NamedTuple):
-    inverse: float
-    nll: float
-    converged: bool
-    boundary: str | None
-
-
-def _moments(logits: np.ndarray, labels: np.ndarray, rows: np.ndarray, inverse: float) -> _Moments:
-    nll = slope = curvature = margin = 0.0
-    labels = labels[rows]
-    scratch = np.empty((min(_chunk_rows(logits.shape[1]), len(rows)), logits.shape[1]))
-    for at, shifted in _shifted_chunks(logits, rows):
-        own = np.take_along_axis(shifted, labels[at, None], axis=1)[:, 0]
-        weight = np.multiply(shifted, inverse, out=scratch[: len(shifted)])
-        np.exp(weight, out=weight)
+def _moments(examples: _Examples, rows: np.ndarray, inverse: float) -> _Moments:
+    nll = slope = curvature = total_margin = largest_margin = 0.0
+    labels = examples.labels[rows]
+    scratch = np.empty((min(_chunk_rows(examples.logits.shape[1]), len(rows)), examples.logits.shape[1]))
+    for at, shifted in examples.chunks(rows):
+        margin = -np.take_along_axis(shifted, labels[at, None], axis=1)[:, 0]
+        # In units of T nothing overflows, whatever the logits' scale; and 0 probability times -inf is 0.
+        _scale(shifted, inverse)
+        np.maximum(shifted, _LEAST_EXPONENT, out=shifted)
+        weight = np.exp(shifted, out=scratch[: len(shifted)])
         total = weight.sum(axis=1)
         mean = np.vecdot(weight, shifted) / total
         weight *= shifted
         square = np.vecdot(weight, shifted) / total
-        nll += np.sum(np.log(total) - inverse * own)
-        slope += np.sum(mean - own)
+        nll += np.sum(np.log(total) + inverse * margin)
+        slope += np.sum(mean + inverse * margin)
         curvature += np.sum(np.maximum(square - mean**2, 0.0))
-        margin = max(margin, -own.min())
-    return _Moments(nll / len(rows), slope / len(rows), curvature / len(rows), margin)
+        total_margin += margin.sum()
+        largest_margin = max(largest_margin, margin.max())
+    return _Moments(*(total / len(rows) for total in (nll, slope, curvature, total_margin)), largest_margin)
 
 
-def _fit(logits: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> TemperatureFit:
-    before = _moments(logits, labels, rows, 1.0)
-    uniform = _moments(logits, labels, rows, 0.0)
-    spread = np.sqrt(uniform.curvature)
-    if spread == 0.0:
-        return TemperatureFit(1.0, before.nll, before.nll, converged=True, boundary=None)
-    # T = 1 is always inside, so that the result is never worse than it.
-    low, high = min(1.0, 1.0 / (_TEMPERATURE_RANGE * spread)), max(1.0, _TEMPERATURE_RANGE / spread)
-    start = 1.0 / spread
-    if uniform.slope >= 0.0:
-        start = low
-    elif before.margin == 0.0:
-        start = high
-    elif len(rows) >= 2 * _WARM_START_SIZE:
-        sample = rows[:: len(rows) // _WARM_START_SIZE]
-        start = _minimise(lambda inverse: _moments(logits, labels, sample, inverse), start, low, high).inverse
-    best = _minimise(lambda inverse: _moments(logits, labels, rows, inverse), start, low, high)
+def _fit(examples: _Examples, rows: np.ndarray) -> TemperatureFit:
+    before = _moments(examples, rows, 1.0)
+    if before.largest_margin == 0.0:
+        gap = _smallest_gap(examples, rows)
+        boundary = "lower" if gap < np.inf else None
+        best = _at(examples, rows, max(1.0, _TEMPERATURE_RANGE / max(gap, _TINY)))
+    elif _uniform_slope(examples, rows) >= -_NEGLIGIBLE * before.mean_margin:
+        boundary = "upper"
+        best = _at(examples, rows, min(1.0, 1.0 / (_TEMPERATURE_RANGE * max(before.mean_margin, _TINY))))
+    else:
+        boundary, start = None, 1.0
+        if len(rows) >= 2 * _WARM_START_SIZE:
+            start = 1.0 / _fit(examples, rows[:: len(rows) // _WARM_START_SIZE]).temperature
+        best = _minimise(lambda inverse: _moments(examples, rows, inverse), start)
     if best.nll > before.nll:  # by rounding alone
         best = best._replace(inverse=1.0, nll=before.nll)
-    return TemperatureFit(float(1.0 / best.inverse), float(before.nll), float(best.nll), best.converged, best.boundary)
+    return TemperatureFit(float(1.0 / best.inverse), float(before.nll), float(best.nll), best.converged, boundary)
 
 
-def _minimise(moments: Callable[[float], _Moments], start: float, low: float, high: float) -> _Minimum:
-    """Newton's method on the slope of a convex function; a bracket of the root catches what overshoots."""
-    left, right = 0.0, np.inf
+def _at(examples: _Examples, rows: np.ndarray, inverse: float) -> _Minimum:
+    return _Minimum(inverse, _moments(examples, rows, inverse).nll, True)
+
+
+def _minimise(moments: Callable[[float], _Moments], start: float) -> _Minimum:
+    """Newton's method for a convex function that falls at 0 and rises at infinity.
+
+    A step that leaves the bracket of the minimum, or is not half as long (in ln b) as the last, gives way to the
+    bracket's middle, or while one side is open to a search by factors 4, 16, 256, ...
+    """
+    left, right, factor, last = 0.0, np.inf, 4.0, np.inf
     inverse = start
     for _ in range(_MAX_PASSES):
         now = moments(inverse)
-        if inverse == low and now.slope >= 0.0:
-            return _Minimum(inverse, now.nll, True, "upper")
-        if inverse == high and now.slope <= 0.0:
-            return _Minimum(inverse, now.nll, True, "lower")
-        if now.slope < 0.0:
-            left = inverse
-        else:
-            right = inverse
-        step = -now.slope / now.curvature if now.curvature > 0.0 else -np.sign(now.slope) * np.inf
-        if abs(step) <= _TOLERANCE * inverse or right - left <= _TOLERANCE * inverse:
-            return _Minimum(inverse, now.nll, True, None)
-        inverse = min(max(inverse + step, low), high)
-        if not left < inverse < right:
-            inverse = np.sqrt(left * right)
-    return _Minimum(inverse, now.nll, False, None)
+        left, right = (inverse, right) if now.slope < 0.0 else (left, inverse)
+        rounding = np.finfo(float).eps * inverse * now.mean_margin
+        if abs(now.slope) <= max(_TOLERANCE * now.curvature, rounding) or right - left <= _TOLERANCE * inverse:
+            return _Minimum(inverse, now.nll, True)
+        change = -now.slope / now.curvature if now.curvature > _TINY * abs(now.slope) else np.inf
+        new = inverse * (1.0 + change)
+        if not (left < new < right and abs(np.log1p(change)) <= last / 2):
+            if right == np.inf:
+                new, factor = inverse * factor, min(factor**2, _LARGEST_LOGIT)
+            elif left == 0.0:
+                new, factor = inverse / factor, min(factor**2, _LARGEST_LOGIT)
+            else:
+                new = np.sqrt(left) * np.sqrt(right)
+        new = min(max(new, _TINY), 1.0 / _TINY)
+        inverse, last = new, abs(np.log(new / inverse))
+    return _Minimum(inverse, now.nll, False)
+
+
+def _uniform_slope(examples: _Examples, rows: np.ndarray) -> float:
+    """Returns the slope of the mean NLL in b at b = 0, where every class that is not masked is as likely."""
+    slope = 0.0
+    for at, shifted in examples.chunks(rows):
+        slope -= np.take_along_axis(shifted, examples.labels[rows[at], None], axis=1).sum()
+        with np.errstate(over="ignore"):  # of masked logits near the least float64: the sum is as good as -inf
+            mean = shifted.mean(axis=1)
+            for row in np.flatnonzero(np.isinf(mean)):
+                mean[row] = shifted[row, np.isfinite(shifted[row])].mean()
+            slope += mean.sum()
+    return slope / len(rows)
+
+
+def _smallest_gap(examples: _Examples, rows: np.ndarray) -> float:
+    """Returns the least distance of a row's largest logit to the next lower one; infinity where there is none."""
+    gap = np.inf
+    for _, shifted in examples.chunks(rows):
+        shifted[shifted == 0.0] = -np.inf
+        gap = min(gap, -shifted.max())
+    return gap

@@ -8,6 +8,8 @@ it shows; all are computed in float64.
 import dataclasses
 from collections.abc import Sequence
 
+from ls_keras.analysis import arguments
+
 import numpy as np
 
 # Templates whose third lies this close to the line through the other two, as a share of the longest edge,
@@ -35,7 +37,7 @@ class Plane:
 
     def project(self, penultimate: np.ndarray) -> np.ndarray:
         """Returns the coordinates float64 `[N, 2]` of activations `[N, d]` in this plane."""
-        penultimate = np.asarray(penultimate)
+        penultimate = arguments.real(penultimate, "penultimate activations")
         num_features = self.basis.shape[1] - self.with_bias
         if penultimate.ndim != 2 or penultimate.shape[1] != num_features:
             raise ValueError(
@@ -98,13 +100,11 @@ def template_plane(kernel: np.ndarray, bias: np.ndarray, classes: Sequence[int],
 
     Reference: Müller, Kornblith and Hinton, 2019, "When Does Label Smoothing Help?", section 2.
     """
-    kernel, bias = np.asarray(kernel, float), np.asarray(bias, float)
+    with_bias = arguments.flag(with_bias, "with_bias")
+    kernel, bias = (arguments.real(values, name).astype(float) for values, name in ((kernel, "kernel"), (bias, "bias")))
     if kernel.ndim != 2 or bias.shape != kernel.shape[1:]:
         raise ValueError(f"Expected a kernel [d, K] and a bias [K]; got shapes {kernel.shape} and {bias.shape}.")
-    num_classes = kernel.shape[1]
-    classes = tuple(int(label) for label in classes)
-    if len(classes) != 3 or len(set(classes)) != 3 or not all(0 <= label < num_classes for label in classes):
-        raise ValueError(f"Expected three different classes in [0, {num_classes}); got {classes}.")
+    classes = arguments.classes(classes, "classes", 3, kernel.shape[1])
     templates = (np.vstack([kernel, bias]) if with_bias else kernel)[:, classes].T
     if not np.isfinite(templates).all():
         raise ValueError(f"The templates of classes {classes} hold NaN or infinity.")
@@ -126,7 +126,7 @@ def cluster_centres(points: np.ndarray, labels: np.ndarray, plane: Plane) -> np.
 
     Args:
         points: `[N, 2]`, from `plane.project`.
-        labels: integers `[N]`; examples of other classes are left out.
+        labels: integers `[N]`, or one-hot; examples of other classes are left out.
         plane: names the classes.
 
     Returns:
@@ -146,7 +146,7 @@ def tightness(points: np.ndarray, labels: np.ndarray, plane: Plane, *, reference
 
     Args:
         points: `[N, 2]`, from `plane.project`.
-        labels: integers `[N]`; examples of other classes are left out.
+        labels: integers `[N]`, or one-hot; examples of other classes are left out.
         plane: names the classes and holds the templates.
         reference: the triangle `[3, 2]` whose mean edge is the unit, in place of the templates'. With
             `cluster_centres` the result no longer depends on how the network divides its scale between
@@ -191,7 +191,7 @@ def triangle_regularity(triangle: np.ndarray) -> TriangleRegularity:
     >>> round(regularity.edge_variation, 6), round(regularity.angle_spread, 6)  # the angles: 15 sqrt 2
     (0.171573, 21.213203)
     """
-    edges = _edges(triangle)
+    edges, triangle = _edges(triangle), np.asarray(triangle, float)
     if edges.min() == 0.0:
         variation = float(edges.std() / edges.mean()) if edges.max() > 0.0 else float("nan")
         return TriangleRegularity(variation, float("nan"))
@@ -203,14 +203,15 @@ def triangle_regularity(triangle: np.ndarray) -> TriangleRegularity:
 
 
 def scale(points: np.ndarray, labels: np.ndarray, plane: Plane) -> float:
-    """Returns the mean absolute coordinate of the projected activations, each class weighing the same.
+    """Returns the mean distance of the projected activations from the origin, each class weighing the same.
 
     The origin is that of `template_plane`, where the three logits are equal (but for the biases), so that a
-    large scale means large logit differences.
+    large scale means large logit differences. A distance does not depend on the axes, so neither does the scale on
+    the order in which the three classes are named.
 
     Args:
         points: `[N, 2]`, from `plane.project`.
-        labels: integers `[N]`; examples of other classes are left out.
+        labels: integers `[N]`, or one-hot; examples of other classes are left out.
         plane: names the classes.
 
     Returns:
@@ -222,10 +223,10 @@ def scale(points: np.ndarray, labels: np.ndarray, plane: Plane) -> float:
     Example:
 
     >>> plane = template_plane(np.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), np.zeros(3), (0, 1, 2))
-    >>> scale(np.array([[1.0, -2.0], [0.0, 0.0], [3.0, 0.0]]), np.array([0, 1, 2]), plane)
-    1.0
+    >>> scale(np.array([[3.0, -4.0], [0.0, 0.0], [1.0, 0.0]]), np.array([0, 1, 2]), plane)  # (5 + 0 + 1) / 3
+    2.0
     """
-    return float(np.mean([np.abs(cluster).mean() for cluster in _clusters(points, labels, plane)]))
+    return float(np.mean([np.linalg.norm(cluster, axis=1).mean() for cluster in _clusters(points, labels, plane)]))
 
 
 def class_means(penultimate: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -233,7 +234,7 @@ def class_means(penultimate: np.ndarray, labels: np.ndarray, num_classes: int) -
 
     Args:
         penultimate: `[N, d]`.
-        labels: integers `[N]` in [0, K).
+        labels: integers `[N]` in [0, K), or one-hot.
         num_classes: K.
 
     Returns:
@@ -242,9 +243,8 @@ def class_means(penultimate: np.ndarray, labels: np.ndarray, num_classes: int) -
     Raises:
         ValueError: Shapes that do not fit, or a class without an example.
     """
-    penultimate, labels = _checked_rows(penultimate, labels)
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"Expected labels in [0, {num_classes}); got {labels.min()} to {labels.max()}.")
+    num_classes = arguments.whole(num_classes, "num_classes", 1)
+    penultimate, labels = _checked_rows(penultimate, labels, num_classes, "penultimate activations")
     counts = np.bincount(labels, minlength=num_classes)
     if counts.min() == 0:
         raise ValueError(f"Class {counts.argmin()} has no example among the {len(labels)} given.")
@@ -275,7 +275,7 @@ def similar_and_different(vectors: np.ndarray) -> tuple[int, int, int]:
     >>> similar_and_different(np.array([[0.0, -9.0], [5.0, 4.0], [4.0, 5.0], [-9.0, 0.0]]))
     (1, 2, 0)
     """
-    vectors = np.asarray(vectors, float)
+    vectors = arguments.real(vectors, "vectors").astype(float)
     if vectors.ndim != 2 or len(vectors) < 3 or not np.isfinite(vectors).all():
         raise ValueError(f"Expected finite vectors [K, d] of at least three classes; got shape {vectors.shape}.")
     centred = vectors - vectors.mean(axis=0)
@@ -306,7 +306,7 @@ def continuum(logits: np.ndarray, labels: np.ndarray, similar: tuple[int, int], 
 
     Args:
         logits: `[N, K]`, K at least 4.
-        labels: integers `[N]`; examples of other classes than the pair are left out.
+        labels: integers `[N]`, or one-hot; examples of other classes than the pair are left out.
         similar: the pair (a, b).
         different: the class c.
 
@@ -325,11 +325,11 @@ def continuum(logits: np.ndarray, labels: np.ndarray, similar: tuple[int, int], 
 
     Reference: Müller, Kornblith and Hinton, 2019, section 2, on toy poodle, miniature poodle and tench.
     """
-    logits, labels = _checked_rows(logits, labels)
-    num_classes = logits.shape[1]
-    chosen = (*similar, different)
-    if len(chosen) != 3 or len(set(chosen)) != 3 or not all(0 <= label < num_classes for label in chosen):
-        raise ValueError(f"Expected three different classes in [0, {num_classes}); got {chosen}.")
+    logits = arguments.real(logits, "logits")
+    num_classes = logits.shape[1] if logits.ndim == 2 else None
+    logits, labels = _checked_rows(logits, labels, num_classes, "logits")
+    similar = arguments.classes(similar, "similar", 2, num_classes)
+    chosen = arguments.classes((*similar, different), "similar and different", 3, num_classes)
     if num_classes < 4:
         raise ValueError(
             f"Resemblance to a third class is measured against the classes beyond the three; got {num_classes}."
@@ -357,18 +357,17 @@ def _collinear(classes: tuple[int, ...]) -> str:
     )
 
 
-def _checked_rows(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values, labels = np.asarray(values), np.asarray(labels)
-    if values.ndim != 2 or len(values) == 0 or labels.shape != values.shape[:1] or labels.dtype.kind not in "iu":
-        raise ValueError(
-            "Expected a row per example, [N, ...] with N at least 1, and integer labels [N]; got shapes "
-            f"{values.shape} and {labels.shape}, labels of dtype {labels.dtype}."
-        )
-    return values, labels
+def _checked_rows(
+    values: np.ndarray, labels: np.ndarray, num_classes: int | None, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    values = arguments.real(values, name)
+    if values.ndim != 2 or len(values) == 0:
+        raise ValueError(f"Expected {name} with a row per example, at least one; got shape {values.shape}.")
+    return values, arguments.labels(labels, len(values), num_classes)
 
 
 def _clusters(points: np.ndarray, labels: np.ndarray, plane: Plane) -> list[np.ndarray]:
-    points, labels = _checked_rows(points, labels)
+    points, labels = _checked_rows(points, labels, None, "points")
     if points.shape[1] != 2 or not np.isfinite(points).all():
         raise ValueError(f"Expected finite points [N, 2] from plane.project; got shape {points.shape}.")
     clusters = [points[labels == label].astype(float) for label in plane.classes]
@@ -379,7 +378,7 @@ def _clusters(points: np.ndarray, labels: np.ndarray, plane: Plane) -> list[np.n
 
 
 def _edges(triangle: np.ndarray) -> np.ndarray:
-    triangle = np.asarray(triangle, float)
+    triangle = arguments.real(triangle, "points").astype(float)
     if triangle.shape != (3, 2) or not np.isfinite(triangle).all():
         raise ValueError(f"Expected three finite points, shape (3, 2); got {triangle.shape}.")
     return np.linalg.norm(triangle - np.roll(triangle, -1, axis=0), axis=1)

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 
+from ls_keras.analysis import arguments
+
 import numpy as np
 from numpy.polynomial import chebyshev
 
@@ -16,6 +18,7 @@ _NUM_PAIRS = 1 << 18
 _CELL = 0.5
 _NUM_NODES = 16
 _FAR = 8.0
+_LARGEST = 1e150
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +84,11 @@ def mutual_information(draws: np.ndarray, fresh: np.ndarray | None = None) -> Mu
     References: Müller, Kornblith and Hinton, 2019, "When Does Label Smoothing Help?", section 4; Barber and
     Agakov, 2003, "The IM Algorithm".
     """
-    draws = np.asarray(draws, float)
+    draws = arguments.real(draws, "draws").astype(float)
     if draws.ndim != 2 or draws.shape[0] < 1 or draws.shape[1] < 2:
         raise ValueError(f"Expected draws [N, L], at least 2 of each example; got shape {draws.shape}.")
     if fresh is not None:
-        fresh = np.asarray(fresh, float)
+        fresh = arguments.real(fresh, "fresh draws").astype(float)
         if fresh.ndim != 2 or len(fresh) != len(draws) or fresh.shape[1] < 1:
             raise ValueError(
                 f"Expected fresh draws of the same {len(draws)} examples, [{len(draws)}, S]; got shape {fresh.shape}."
@@ -93,6 +96,8 @@ def mutual_information(draws: np.ndarray, fresh: np.ndarray | None = None) -> Mu
     for name, values in (("draws", draws), ("fresh draws", fresh)):
         if values is not None and not np.isfinite(values).all():
             raise ValueError(f"The {name} hold NaN or infinity: the network's logits are not finite.")
+        if values is not None and np.abs(values).max() > _LARGEST:
+            raise ValueError(f"The {name} go beyond {_LARGEST:g}, and their squares overflow: the network diverged.")
     num_draws = draws.shape[1]
     means = draws.mean(axis=1)
     variance = np.mean((draws - means[:, None]) ** 2)

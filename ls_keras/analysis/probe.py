@@ -1,9 +1,11 @@
 """A trained network, read from its SavedModel without the code that trained it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from ls_keras.analysis import arguments, endpoints
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +15,8 @@ ENDPOINTS = ("serve", "probe", "templates")
 # products of TensorFloat-32 inputs (10 bits) err by up to 2^-10, of bfloat16 inputs (7 bits) by up to 2^-7.
 _TOLERANCE = 2.0**-9
 _BFLOAT16_TOLERANCE = 2.0**-6
+# Rows that are run at a time, of arrays.
+_ROWS = 256
 
 _HOW_TO_EXPORT = """Give the exported tf.Module three tf.functions and write it with tf.saved_model.save:
     serve(x) -> logits [N, K]
@@ -39,6 +43,11 @@ class Collected:
 class Probe:
     """Loads a SavedModel and returns its activations, logits and templates as NumPy arrays.
 
+    Inputs are arrays `[n, ...]` of the shape and the kind of numbers that the network's signature has: floats of any
+    precision for floats (whole numbers are refused there, for pixels up to 255 are not what was trained on), whole
+    numbers that fit for whole numbers, strings for strings. Any number of rows goes through a signature of fixed batch
+    size. NaN and infinity are refused, since some layers hide them: a maximum over pixels passes over NaN.
+
     The SavedModel needs the endpoints `serve(x)`, `probe(x)` and `templates()`, as functions or as
     signatures. The template of class k is column k of the last layer's kernel, and
 
@@ -48,7 +57,8 @@ class Probe:
     graphics processors may round to 10 bits) and to 2^-6 where activations or logits are bfloat16.
 
     Args:
-        network: folder of the SavedModel, or an object with the three functions.
+        network: folder of the SavedModel, or an object with the three functions, as `experiment.endpoints(model)`
+            makes it of a Keras model.
 
     Attributes:
         kernel: float `[d, K]`, a template per column.
@@ -56,8 +66,8 @@ class Probe:
         num_classes: K.
 
     Raises:
-        FileNotFoundError: No SavedModel at `path`.
-        ValueError: An endpoint is missing, or the templates are not a finite kernel and bias that fit.
+        FileNotFoundError: No SavedModel in that folder.
+        ValueError: It is damaged, an endpoint is missing, or the templates are not a finite kernel and bias that fit.
 
     Example:
 
@@ -69,68 +79,71 @@ class Probe:
 
     def __init__(self, network: Any) -> None:
         if isinstance(network, str | Path):
-            self.name, network = f"SavedModel at {network}", _loaded(Path(network))
+            self.name, network = f"SavedModel at {network}", endpoints.load(network)
         else:
             self.name = "network in memory"
-        # Functions live as long as the object they were loaded with.
-        self._network = network
-        self._endpoints = {name: _endpoint(network, name) for name in ENDPOINTS}
-        missing = [name for name, function in self._endpoints.items() if function is None]
+        found = {name: endpoints.function(network, name) for name in ENDPOINTS}
+        missing = [name for name, function in found.items() if function is None]
+        if missing and hasattr(network, "get_weights"):
+            raise ValueError(
+                f"Expected endpoints; received a Keras model, {getattr(network, 'name', 'without a name')}. Pass "
+                "experiment.endpoints(model), or write it with experiment.export(model, path) and pass that path."
+            )
         if missing:
             raise ValueError(
                 f"The {self.name} has no endpoint {', '.join(missing)}; it has "
-                f"{', '.join(_found(network)) or 'none at all'}. {_HOW_TO_EXPORT}"
+                f"{', '.join(endpoints.function_names(network)) or 'none at all'}. {_HOW_TO_EXPORT}"
             )
-        self.kernel, self.bias = self._templates()
+        self._serve, self._probe = (
+            endpoints.Endpoint(found[name], f"{name}(x) of the {self.name}", network) for name in ("serve", "probe")
+        )
+        self.kernel, self.bias = self._checked_templates(found["templates"]())
         self.num_classes = self.kernel.shape[1]
 
     def serve(self, x: Any) -> np.ndarray:
-        """Returns the logits float32 `[N, K]` of a batch of inputs."""
-        logits = self._endpoints["serve"](tf.convert_to_tensor(x))
-        if isinstance(logits, dict):  # a signature's only output, under a name of its own
-            (logits,) = logits.values()
-        return _float32(logits)
+        """Returns the logits float32 `[n, K]` of a batch of inputs.
+
+        Raises:
+            ValueError: Inputs of another shape or kind than the network's, with NaN or infinity, or none.
+        """
+        return self._served(_finite_inputs(self._serve.fitted(x), self._serve.name))
 
     def probe(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the penultimate activations `[N, d]` and the logits `[N, K]`, float32, of a batch."""
-        outputs = self._endpoints["probe"](tf.convert_to_tensor(x))
-        if not (isinstance(outputs, dict) and {"penultimate", "logits"} <= set(outputs)):
-            raise ValueError(
-                f"Expected probe(x) of the {self.name} to return a dict with penultimate and "
-                f"logits; got {list(outputs) if isinstance(outputs, dict) else type(outputs).__name__}. "
-                f"{_HOW_TO_EXPORT}"
-            )
-        return _float32(outputs["penultimate"]), _float32(outputs["logits"])
+        """Returns the penultimate activations `[n, d]` and the logits `[n, K]`, float32; raises as `serve`."""
+        return self._probed(_finite_inputs(self._probe.fitted(x), self._probe.name))
 
-    def collect(self, dataset: tf.data.Dataset, limit: int | None = None) -> Collected:
+    def collect(self, dataset: tf.data.Dataset | tuple[Any, ...], limit: int | None = None) -> Collected:
         """Returns activations, logits and labels of every example of a data set.
 
         Args:
-            dataset: batches `(x, labels)` or `(x, labels, weight)`; rows of weight 0 (padding) are dropped.
+            dataset: a `tf.data.Dataset` of batches `(x, labels)` or `(x, labels, weight)`, or such a tuple of whole
+                arrays. Labels are class indices `[n]` or `[n, 1]`, also as floats, or one-hot rows `[n, K]`. Rows of
+                weight 0 (padding) are dropped and may hold anything.
             limit: at most so many examples, the first ones; None for all. An endless data set needs it.
 
         Returns:
             A `Collected`: float32 arrays, in memory once, and one of them twice while batches are joined.
 
         Raises:
-            ValueError: No example, an endless data set without a limit, labels that are not integers
-                `[batch]` in [0, K), logits with NaN or infinity, or a network whose penultimate activations
-                and templates do not give its logits.
+            ValueError: No example, an endless data set without a limit, inputs as in `serve`, labels that name no
+                class in [0, K) (soft ones do not), logits with NaN or infinity, or a network whose penultimate
+                activations and templates do not give its logits.
         """
         if limit is not None and limit < 1:
             raise ValueError(f"Expected limit to be at least 1, or None for every example; got {limit}.")
-        if limit is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-            raise ValueError("The data set is endless. Pass limit=, or an evaluation split.")
         penultimate, logits, labels, num_examples = [], [], [], 0
-        for batch in dataset:
-            x, label, kept = _unpacked(batch, self.num_classes)
-            activation, logit = self.probe(x)
+        for batch in _batches(dataset, limit):
+            x, label, kept = _unpacked(batch)
+            x, kept = self._probe.fitted(x), kept if limit is None else kept[: limit - num_examples]
+            if len(label) != len(x):
+                raise ValueError(f"Expected a label for each example; got {len(x)} examples and {len(label)} labels.")
+            _finite_inputs(tf.gather(x, kept), self._probe.name, num_examples)
+            activation, logit = self._probed(x)
             if not labels:
                 self._check_contract(x, activation, logit)
-            kept = kept if limit is None else kept[: limit - num_examples]
             penultimate.append(activation[kept])
             logits.append(logit[kept])
-            labels.append(label[kept])
+            labels.append(self._labels(label[kept]))
             num_examples += len(kept)
             if num_examples == limit:
                 break
@@ -173,8 +186,35 @@ class Probe:
         order = np.argsort(indices, kind="stable")
         return (logits[:, 0] - logits[:, 1])[order].reshape(len(examples), -1)
 
-    def _templates(self) -> tuple[np.ndarray, np.ndarray]:
-        outputs = self._endpoints["templates"]()
+    def _labels(self, labels: np.ndarray) -> np.ndarray:
+        try:
+            return arguments.labels(labels, len(labels), self.num_classes)
+        except ValueError as problem:
+            raise ValueError(f"{problem} Is this the data set that the network was trained on?") from None
+
+    def _served(self, x: tf.Tensor) -> np.ndarray:
+        return self._rows(endpoints.logits_of(self._serve(x), self._serve.name), x, "serve")
+
+    def _probed(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        outputs = self._probe(x)
+        if not (isinstance(outputs, dict) and {"penultimate", "logits"} <= set(outputs)):
+            raise ValueError(
+                f"Expected probe(x) of the {self.name} to return a dict with penultimate and "
+                f"logits; got {list(outputs) if isinstance(outputs, dict) else type(outputs).__name__}. "
+                f"{_HOW_TO_EXPORT}"
+            )
+        return self._rows(outputs["penultimate"], x, "probe"), self._rows(outputs["logits"], x, "probe")
+
+    def _rows(self, values: Any, x: tf.Tensor, name: str) -> np.ndarray:
+        shape = tuple(getattr(values, "shape", ()))
+        if shape[:1] != tuple(x.shape[:1]):
+            raise ValueError(
+                f"Expected {name}(x) of the {self.name} to return a row for each of {x.shape[0]} examples; got shape "
+                f"{shape}. {_HOW_TO_EXPORT}"
+            )
+        return _float32(values)
+
+    def _checked_templates(self, outputs: Any) -> tuple[np.ndarray, np.ndarray]:
         if not (isinstance(outputs, dict) and {"kernel", "bias"} <= set(outputs)):
             raise ValueError(
                 f"Expected templates() of the {self.name} to return a dict with kernel and bias; "
@@ -188,7 +228,7 @@ class Probe:
                 f"{kernel.shape} and {bias.shape} from the {self.name}. {_HOW_TO_EXPORT}"
             )
         if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-            raise ValueError(f"The templates of {self.name} hold NaN or infinity: its training diverged.")
+            raise ValueError(f"The templates of the {self.name} hold NaN or infinity: its training diverged.")
         return kernel, bias
 
     def _check_contract(self, x: tf.Tensor, penultimate: np.ndarray, logits: np.ndarray) -> None:
@@ -204,43 +244,37 @@ class Probe:
         size = np.abs(penultimate) @ np.abs(self.kernel) + np.abs(self.bias)
         half = _survives_bfloat16(penultimate) or _survives_bfloat16(logits)
         allowed = _BFLOAT16_TOLERANCE if half else _TOLERANCE
-        for name, values in (("probe", logits), ("serve", self.serve(x)[finite])):
+        for name, values in (("probe", logits), ("serve", self._served(x)[finite])):
             error = np.abs(values - expected) / np.maximum(size, np.finfo(np.float32).tiny)
-            if error.max(initial=0.0) > allowed:
+            if not (error <= allowed).all():  # NaN is no agreement
                 raise ValueError(
-                    f"The logits of {name}(x) are not penultimate @ kernel + bias in the SavedModel at "
-                    f"{self.name}: they differ by {error.max():.2g} of the terms' size, {allowed:.2g} is "
-                    "allowed. Export the input of the very last dense layer, that layer's kernel and bias, "
-                    "and logits without softmax."
+                    f"The logits of {name}(x) are not penultimate @ kernel + bias in the {self.name}: they differ by "
+                    f"{error.max():.2g} of the terms' size, {allowed:.2g} is allowed. Export the input of the very "
+                    "last dense layer, that layer's kernel and bias, and logits without softmax."
                 )
 
 
-def _loaded(path: Path) -> Any:
-    if not (path / "saved_model.pb").is_file():
-        raise FileNotFoundError(
-            f"No SavedModel at {path}: expected the file {path / 'saved_model.pb'}. Pass the folder that "
-            "tf.saved_model.save wrote, for one of this package's runs its subfolder saved_model."
+def _batches(dataset: Any, limit: int | None) -> Iterator[Any]:
+    if isinstance(dataset, tuple) and len(dataset) in (2, 3):
+        arrays = [np.asarray(each) for each in dataset]
+        lengths = [len(each) if each.ndim else None for each in arrays]
+        if None in lengths or len(set(lengths)) != 1:
+            raise ValueError(
+                "Expected arrays (x, labels) or (x, labels, weight) with a row for each example; got shapes "
+                f"{', '.join(str(each.shape) for each in arrays)}."
+            )
+        return (tuple(each[at : at + _ROWS] for each in arrays) for at in range(0, lengths[0], _ROWS))
+    if not isinstance(dataset, Iterable):
+        raise ValueError(
+            "Expected a tf.data.Dataset of batches (x, labels), or a tuple of two arrays; got "
+            f"{type(dataset).__name__}."
         )
-    return tf.saved_model.load(str(path))
+    if limit is None and isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("The data set is endless. Pass limit=, or an evaluation split.")
+    return iter(dataset)
 
 
-def _endpoint(loaded: Any, name: str) -> Callable | None:
-    function = getattr(loaded, name, None)
-    if callable(function):
-        return function
-    signature = getattr(loaded, "signatures", {}).get(name)
-    if signature is None:
-        return None
-    inputs = list(signature.structured_input_signature[1])
-    return lambda *arguments: signature(**dict(zip(inputs, arguments, strict=True)))
-
-
-def _found(loaded: Any) -> list[str]:
-    functions = [name for name in dir(loaded) if hasattr(getattr(loaded, name), "get_concrete_function")]
-    return sorted({name for name in functions if not name.startswith("_")} | set(getattr(loaded, "signatures", ())))
-
-
-def _unpacked(batch: Any, num_classes: int) -> tuple[tf.Tensor, np.ndarray, np.ndarray]:
+def _unpacked(batch: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     """Returns inputs, labels and the positions of the rows that count."""
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise ValueError(
@@ -249,19 +283,26 @@ def _unpacked(batch: Any, num_classes: int) -> tuple[tf.Tensor, np.ndarray, np.n
         )
     x, labels, *weight = batch
     labels = np.asarray(labels)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(
-            f"Expected integer labels of shape [batch]; got shape {labels.shape} and dtype {labels.dtype}. "
-            "Batch the data set, and turn one-hot labels into integers with argmax(-1)."
-        )
-    kept = np.flatnonzero(weight[0]) if weight else np.arange(len(labels))
-    outside = (labels[kept] < 0) | (labels[kept] >= num_classes)
-    if outside.any():
-        raise ValueError(
-            f"Expected labels in [0, {num_classes}), the network's classes; got {labels[kept][outside][0]}. "
-            "Is this the data set that the network was trained on?"
-        )
-    return x, labels.astype(np.int64), kept
+    if labels.ndim == 0:
+        raise ValueError("Expected a data set of batches; got single examples. Batch it: dataset.batch(100).")
+    if not weight:
+        return x, labels, np.arange(len(labels))
+    weight = np.asarray(weight[0])
+    if weight.shape not in ((len(labels),), (len(labels), 1)):
+        raise ValueError(f"Expected a weight for each of {len(labels)} labels; got shape {weight.shape}.")
+    return x, labels, np.flatnonzero(weight)
+
+
+def _finite_inputs(x: tf.Tensor, name: str, num_before: int = 0) -> tf.Tensor:
+    if x.dtype.is_floating:
+        finite = tf.reduce_all(tf.math.is_finite(x), axis=range(1, x.shape.rank)).numpy()
+        if not finite.all():
+            raise ValueError(
+                f"The inputs hold NaN or infinity (as {x.dtype.name}): {np.sum(~finite)} of {len(finite)} examples "
+                f"given to {name}, the first is example {num_before + finite.argmin()}. Mend or drop them: layers such "
+                "as max pooling hide NaN, and what comes out looks like an answer."
+            )
+    return x
 
 
 def _finite(logits: np.ndarray) -> np.ndarray:
