@@ -12,23 +12,18 @@ Keras's `compile()` leaves XLA off by default, and its row repeats the first one
 import argparse
 import importlib.metadata
 import importlib.util
-import multiprocessing
 import os
-import platform
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+import turns
 
 # Neither TensorFlow nor PyTorch is imported here: every process begins by importing this file.
 
 BATCH, SHAPE, CLASSES = 128, (32, 32, 3), 10
 NETWORKS = ("resnet", "alexnet")
 BASE = "stock Keras, float32, graph"
-WARM_UP = 2
-REST = 0.25  # seconds in which the threads of the process before stop looking for work
 
 Step = tuple[Callable[[], float], int]
 """A function that takes a step and returns the loss, and the network's number of parameters."""
@@ -168,63 +163,12 @@ def variants(*, xla) -> dict[str, tuple[Callable[..., Step], dict]]:
     return found
 
 
-def work(connection, make, network, options) -> None:
-    """In a process of its own: say how large the network is, then time a step whenever asked."""
-    step, parameters = make(network, **options)
-    for _ in range(WARM_UP):
-        step()
-    connection.send(parameters)
-    while connection.recv():
-        step()  # brings its own weights and kernels back into the caches
-        start = time.perf_counter()
-        step()
-        connection.send(time.perf_counter() - start)
-
-
-class Worker:
-    """A variant of the network in a process that waits for its turn."""
-
-    def __init__(self, name, make, network, options):
-        context = multiprocessing.get_context("spawn")
-        self.name = name
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, make, network, options), daemon=True)
-        self.process.start()
-        theirs.close()  # so that its end is seen here
-
-    def answer(self):
-        try:
-            return self.connection.recv()
-        except EOFError:
-            self.process.join()
-            raise RuntimeError(f"{self.name}: its process ended with exit code {self.process.exitcode}") from None
-
-    def take_turn(self) -> float:
-        time.sleep(REST)
-        self.connection.send(True)
-        return self.answer()
-
-
 def measure(network, repeats, *, xla) -> dict[str, list[float]]:
-    workers = []
-    try:
-        for name, (make, options) in variants(xla=xla).items():
-            workers.append(Worker(name, make, network, options))
-        sizes = {worker.name: worker.answer() for worker in workers}
-        if len(set(sizes.values())) > 1:
-            raise RuntimeError(f"these are not the same {network}; numbers of parameters: {sizes}")
-        rounds = [[worker.take_turn() for worker in workers] for _ in range(repeats)]
-    finally:
-        for worker in workers:
-            worker.process.terminate()
-    return {worker.name: list(times) for worker, times in zip(workers, zip(*rounds, strict=True), strict=True)}
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown processor"
+    contenders = {name: (make, {"network": network, **options}) for name, (make, options) in variants(xla=xla).items()}
+    seconds, sizes = turns.measure(contenders, repeats)
+    if len(set(sizes.values())) > 1:
+        raise RuntimeError(f"these are not the same {network}; numbers of parameters: {sizes}")
+    return seconds
 
 
 def main() -> None:
@@ -238,7 +182,7 @@ def main() -> None:
     versions = [
         f"{name} {importlib.metadata.version(package)}" for name, package in peers if importlib.util.find_spec(package)
     ]
-    print(f"{processor()}, {os.cpu_count()} cores; {', '.join(versions)}; batch {BATCH}, {SHAPE}")
+    print(f"{turns.machine()}; {', '.join(versions)}; batch {BATCH}, {SHAPE}")
     print(f"\n{'network':9}{'variant':37}{'median ms':>10}{'min ms':>9}{'ratio':>7}")
     for network in arguments.network:
         seconds = measure(network, arguments.repeats, xla=arguments.xla)

@@ -263,6 +263,8 @@ def run(
     """
     where = where or Where()
     _check_config(config)
+    if where.snapshots and not (observe and getattr(config, "observe_every", 0)):
+        raise ValueError("--snapshots cannot act where nothing is observed: give --observe-every, or leave it out.")
     folder = Path(where.workdir) / recipe / label(config, size, sizes)
     record = {"recipe": recipe, "size": size, "config": _plain(config), "precision": where.precision}
     finished = _finished(folder, record)
@@ -332,14 +334,18 @@ def workers(where: Where) -> Iterator[Train]:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     alone = count == 1 or where.strategy not in ("auto", "cpu") or _has_accelerator()
 
+    def place(config: Config) -> Where:
+        # Of networks that are not observed there are no snapshots to keep.
+        return dataclasses.replace(where, snapshots=where.snapshots and bool(getattr(config, "observe_every", 0)))
+
     def train(run: Callable[..., Run], configs: Sequence[Config], *, size: str, what: str) -> list[Run]:
         for config in configs:  # before the first of them is trained
             _check_config(config)
         bar = tqdm(total=len(configs), desc=what, unit="network", leave=False)
         with bar:
             if alone:
-                return [_counted(run(config, size=size, where=where), bar) for config in configs]
-            waiting = [pool.submit(run, config, size=size, where=where) for config in configs]
+                return [_counted(run(config, size=size, where=place(config)), bar) for config in configs]
+            waiting = [pool.submit(run, config, size=size, where=place(config)) for config in configs]
             for future in waiting:
                 future.add_done_callback(lambda _: bar.update())
             return [future.result() for future in waiting]

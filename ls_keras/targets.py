@@ -134,8 +134,9 @@ def read_logits(y_pred: Any, from_logits: bool, dtype: str) -> Any:
     """
     kind, before = _made_by(y_pred)
     if from_logits:
-        if kind:
-            raise ValueError(_probabilities_received(f"the output of a {kind.lower()}"))
+        if kind or hasattr(y_pred, "_keras_logits"):  # which Keras leaves on what its activations return
+            made = kind.lower() if kind else "softmax or sigmoid"
+            raise ValueError(_probabilities_received(f"the output of a {made}"))
         return ops.cast(ops.convert_to_tensor(y_pred), dtype)
     if kind == "Softmax":
         return ops.cast(before, dtype)

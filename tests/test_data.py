@@ -562,3 +562,8 @@ def test_batches_are_the_same_in_another_process_with_op_determinism():
     data = load_images("digits", train_size=1000, held_out_size=397, shift=2, flip=True)
     here = b"".join(x.tobytes() for x, _ in data.train(64, seed=9).take(40).as_numpy_iterator())
     assert done.stdout.split()[-1] == hashlib.sha256(here).hexdigest()
+
+
+def test_a_folder_for_digits_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="come with scikit-learn, so that --data-dir cannot act"):
+        read_arrays("digits", tmp_path)

@@ -686,9 +686,10 @@ def test_what_no_temperature_reaches_is_refused():
         (np.zeros((2, 3)), [0, 1], float("nan"), "received nan"),
         (np.zeros(3), [0], 1.0, r"shape \(3,\)"),
         (np.zeros((2, 1)), [0, 0], 1.0, "K ≥ 2"),
-        (np.zeros((2, 3)), [0, 1, 2], 1.0, r"labels of shape \(2,\); received shape \(3,\)"),
-        (np.zeros((2, 3)), [0.0, 1.0], 1.0, "dtype float64"),
-        (np.zeros((2, 3)), [0, 3], 1.0, r"\[0, 3\); received 0 to 3"),
+        (np.zeros((2, 3)), [0, 1, 2], 1.0, r"labels of shape \[2\].*got shape \(3,\)"),
+        (np.zeros((2, 3)), [0.0, 0.7], 1.0, "got 0.7, which is no whole number"),
+        (np.zeros((2, 3)), ["0", "1"], 1.0, "got dtype"),
+        (np.zeros((2, 3)), [0, 3], 1.0, r"\[0, 3\).*got 0 to 3"),
         (np.full((2, 3), np.nan), [0, 1], 1.0, "NaN or infinity"),
         (softmax(np.random.default_rng(0).normal(size=(5, 3)), -1), [0, 1, 2, 0, 1], 1.0, "as probabilities do"),
     ],
@@ -855,7 +856,7 @@ def test_report_whether_keras_distillation_is_mended(failure, record_property):
 def replicas(two_replicas):
     """What two_replicas.py found on one device and on two."""
     process, folder = two_replicas
-    assert process.wait(timeout=240) == 0, (folder / "log").read_text()[-4000:]
+    assert process.wait(timeout=3000) == 0, (folder / "log").read_text()[-4000:]
     return json.loads((folder / "result.json").read_text())
 
 

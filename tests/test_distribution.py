@@ -59,7 +59,7 @@ def results(tmp_path_factory):
     processes |= {name: start(name, folder / f"{name}.json") for name in ("cpu", "mirrored")}
     try:
         for name, process in processes.items():
-            assert process.wait(timeout=240) == 0, (folder / f"{name}.log").read_text()[-4000:]
+            assert process.wait(timeout=3000) == 0, (folder / f"{name}.log").read_text()[-4000:]
     finally:
         for process in processes.values():
             process.kill()

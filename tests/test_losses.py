@@ -500,6 +500,13 @@ def test_a_softmax_head_is_refused_when_the_step_is_built(head, make):
         model.fit(np.ones((4, 6), "float32"), np.arange(4) % 4, verbose=0)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_what_an_activation_of_keras_returns_is_refused_with_its_values_in_sight(activation):
+    model = network(keras.layers.Dense(4, activation=activation))
+    with pytest.raises(ValueError, match="output of a softmax or sigmoid"):
+        SmoothedCrossentropy(0.1)([0], model(np.ones((1, 6), "float32")))
+
+
 def test_a_softmax_head_trains_to_the_same_weights_by_name():
     x, y = np.random.default_rng(15).normal(size=(12, 6)).astype("float32"), np.arange(12) % 4
     trained = []

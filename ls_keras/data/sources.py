@@ -93,13 +93,15 @@ def read_arrays(name: str, data_dir: str | os.PathLike | None = None) -> Arrays:
 
     Raises:
         FileNotFoundError: Nothing there and no download; the message names files, folders and commands.
-        ValueError: An unknown name, or a file that is truncated or corrupt.
+        ValueError: An unknown name, a folder for `digits`, or a file that is truncated or corrupt.
 
     Example:
         >>> read_arrays("digits").train_images.shape
         (1797, 8, 8, 1)
     """
     if name == "digits":
+        if data_dir is not None:
+            raise ValueError(f"digits come with scikit-learn, so that --data-dir cannot act; received {data_dir}.")
         return _read_digits()
     source = _SOURCES.get(name)
     if source is None:
