@@ -365,7 +365,8 @@ def distillation_targets(labels: Any, teacher_logits: Any) -> Any:
     refuse_labels(labels, teacher_logits)
     logits = ops.convert_to_tensor(teacher_logits)
     logits = ops.cast(logits, keras.backend.result_type(logits.dtype, "float32"))
-    fault = refuse_probabilities(logits)
+    if seen(logits) is not None:  # inside a compiled step, the loss looks
+        refuse_probabilities(logits)
     read = read_labels(labels, logits)
     if columns:
         hard = ops.max(read.targets, axis=-1, initial=0.0) >= 1
@@ -377,7 +378,7 @@ def distillation_targets(labels: Any, teacher_logits: Any) -> Any:
         label = ops.where(hard, ops.cast(ops.argmax(read.targets, axis=-1), logits.dtype), float("nan"))
     else:
         label = ops.cast(read.indices, logits.dtype)
-    return ops.concatenate([ops.expand_dims(label + read.fault, -1), logits + fault], axis=-1)
+    return ops.concatenate([ops.expand_dims(label + read.fault, -1), logits], axis=-1)
 
 
 class _FromTeacher(_OverLogits):

@@ -28,35 +28,32 @@ import numpy as np
 from keras import ops
 
 
-class _Sum:
-    """A running sum in two float32 numbers, exact to about 48 bits on every backend.
+class _Sums:
+    """Running sums in two float32 numbers each, exact to about 48 bits on every backend.
 
     float64 would do on TensorFlow, but JAX makes float32 of it without a word, in which 2²⁴ + 1 = 2²⁴.
     """
 
-    def __init__(self, metric: keras.metrics.Metric, name: str, shape: tuple[int, ...] = ()) -> None:
+    def __init__(self, metric: keras.metrics.Metric, shape: tuple[int, ...]) -> None:
         self.high, self.low = (
-            metric.add_variable(shape, initializer="zeros", dtype="float32", name=part)
-            for part in (name, f"{name}_low")
+            metric.add_variable(shape, initializer="zeros", dtype="float32", name=name) for name in ("high", "low")
         )
 
-    def add(self, amount: Any) -> None:
-        amount = ops.cast(amount, "float32")
+    def add(self, amounts: Any) -> None:
         before = ops.convert_to_tensor(self.high)
-        after = before + amount
+        after = before + amounts
         added = after - before
         # Knuth's two-sum: what rounding took from `after`.
-        self.low.assign_add((before - (after - added)) + (amount - added))
+        self.low.assign_add((before - (after - added)) + (amounts - added))
         self.high.assign(after)
+
+    def less(self, one: int, other: int) -> Any:
+        """Return one column less another, without losing what lies in their low parts."""
+        high, low = ops.convert_to_tensor(self.high), ops.convert_to_tensor(self.low)
+        return (high[..., one] - high[..., other]) + (low[..., one] - low[..., other])
 
     def __call__(self) -> Any:
         return ops.convert_to_tensor(self.high) + ops.convert_to_tensor(self.low)
-
-    def less(self, other: "_Sum") -> Any:
-        """Return this sum less another one, without losing what lies in their low parts."""
-        return (ops.convert_to_tensor(self.high) - ops.convert_to_tensor(other.high)) + (
-            ops.convert_to_tensor(self.low) - ops.convert_to_tensor(other.low)
-        )
 
 
 class _Rows(NamedTuple):
@@ -127,19 +124,19 @@ class _Mean(_OverLogits):
 
     def __init__(self, name: str, dtype: str | None, ignore_class: int | None, from_logits: bool) -> None:
         super().__init__(name, dtype, ignore_class, from_logits)
-        self.total, self.weight = _Sum(self, "total"), _Sum(self, "weight")
+        self.sums = _Sums(self, (2,))  # of weighted values, and of weights
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         rows = self._read(y_true, y_pred, sample_weight)
         values = ops.where(ops.equal(rows.weights, 0.0), 0.0, self._values(rows)) + rows.fault
-        self.total.add(ops.sum(rows.weights * values))
-        self.weight.add(ops.sum(rows.weights))
+        self.sums.add(ops.stack([ops.sum(rows.weights * values), ops.sum(rows.weights)]))
 
     def _values(self, rows: _Rows) -> Any:
         raise NotImplementedError
 
     def result(self) -> Any:
-        return ops.divide_no_nan(self.total(), self.weight())
+        total, weight = ops.unstack(self.sums(), 2)
+        return ops.divide_no_nan(total, weight)
 
 
 @keras.saving.register_keras_serializable("ls_keras")
@@ -181,24 +178,19 @@ class ExpectedCalibrationError(_OverLogits):
         if isinstance(num_bins, bool) or not isinstance(num_bins, numbers.Integral) or num_bins < 1:
             raise ValueError(f"`num_bins` must be a positive integer; received {num_bins!r}.")
         self.num_bins = int(num_bins)
-        self.weight = _Sum(self, "weight", (self.num_bins,))
-        self.correct = _Sum(self, "correct", (self.num_bins,))
-        self.confidence = _Sum(self, "confidence", (self.num_bins,))
+        self.sums = _Sums(self, (self.num_bins, 3))  # of weights, of right answers' weights, of confidences
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         rows = self._read(y_true, y_pred, sample_weight)
         confidence = ops.exp(ops.max(rows.log_probabilities, axis=-1, initial=-math.inf))
         edges = np.arange(1, self.num_bins, dtype=np.float64) / self.num_bins
         bins = ops.searchsorted(ops.convert_to_tensor(edges, "float32"), confidence, side="left")
-        for total, values in (
-            (self.weight, rows.weights),
-            (self.correct, rows.weights * _is_correct(rows)),
-            (self.confidence, rows.weights * confidence + rows.fault),
-        ):
-            total.add(ops.segment_sum(values, bins, num_segments=self.num_bins))
+        weights = rows.weights
+        values = ops.stack([weights, weights * _is_correct(rows), weights * confidence + rows.fault], axis=-1)
+        self.sums.add(ops.segment_sum(values, bins, num_segments=self.num_bins))
 
     def result(self) -> Any:
-        return ops.divide_no_nan(ops.sum(ops.absolute(self.correct.less(self.confidence))), ops.sum(self.weight()))
+        return ops.divide_no_nan(ops.sum(ops.absolute(self.sums.less(1, 2))), ops.sum(self.sums()[:, 0]))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_bins": self.num_bins}

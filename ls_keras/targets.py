@@ -22,6 +22,8 @@ _MUCH_EVIDENCE = 16
 _TARGET_SUM = 2e-3
 # Whole numbers from here on are rounded.
 _FIRST_LOST = {"float16": 2**11, "bfloat16": 2**8}
+# Operations of a layer without activation: what they make are logits.
+_AFFINE = {"Add", "AddV2", "BiasAdd", "MatMul"}
 # Operations that leave values as they are, between a softmax and the output of a model.
 _PASSING = {"Cast", "Identity", "Reshape", "Squeeze", "StopGradient"}
 
@@ -155,7 +157,8 @@ def read_logits(y_pred: Any, from_logits: bool, dtype: str) -> Any:
 def refuse_probabilities(logits: Any, counts: Any = None) -> Any:
     """Refuse logits whose rows are probabilities or, inside a compiled step, return NaN for them and else 0.
 
-    The first rows that count, up to eight, tell: a look at all would cost as much as the loss.
+    The first rows that count, up to eight, tell: a look at all would cost as much as the loss. None are looked at where
+    the graph shows a sum or a product with a kernel.
 
     Args:
         logits: `[..., K]`.
@@ -164,6 +167,8 @@ def refuse_probabilities(logits: Any, counts: Any = None) -> Any:
     Raises:
         ValueError: If their values can be seen.
     """
+    if getattr(_origin(logits), "type", None) in _AFFINE:
+        return ops.zeros((), logits.dtype)
     size = num_classes(logits)
     flat = ops.reshape(logits, (-1, size))
     total = ops.shape(flat)[0]
@@ -294,13 +299,19 @@ def _probabilities_received(what: str) -> str:
 
 def _made_by(y_pred: Any) -> tuple[str | None, Any]:
     """Return whether TensorFlow's graph shows a `Softmax` or `Sigmoid` as what made a tensor, and its input."""
-    operation = getattr(y_pred, "op", None)
-    while operation is not None and operation.type in _PASSING:
-        operation = operation.inputs[0].op
+    operation = _origin(y_pred)
     if operation is None or operation.type not in ("Softmax", "Sigmoid"):
         return None, None
     before = operation.inputs[0]
     return operation.type, before if before.shape.rank == y_pred.shape.rank else ops.reshape(before, ops.shape(y_pred))
+
+
+def _origin(tensor: Any) -> Any:
+    """Return the operation of TensorFlow's graph that made a tensor's values; None without a graph."""
+    operation = getattr(tensor, "op", None)
+    while operation is not None and operation.type in _PASSING:
+        operation = operation.inputs[0].op
+    return operation
 
 
 def _are_distributions(rows: Any, bound: Any) -> Any:

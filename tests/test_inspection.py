@@ -2,7 +2,7 @@
 
 import re
 
-from ls_keras import distribution, inspection, losses
+from ls_keras import distillation, distribution, inspection, losses
 from ls_keras.losses import DistillationLoss, SmoothedCrossentropy, distillation_targets
 
 import keras
@@ -129,6 +129,7 @@ ENTRIES = {
     "evaluate set": lambda model: model.evaluate(batches(X, WRONG), verbose=0),
     "train_on_batch": lambda model: model.train_on_batch(X, WRONG),
     "test_on_batch": lambda model: model.test_on_batch(X, WRONG),
+    "evaluate weights": lambda model: model.evaluate(X, WRONG, sample_weight=WEIGHTS, verbose=0),
     "generator": lambda model: model.fit(generated(X, WRONG), verbose=0),
     "PyDataset": lambda model: model.fit(Sequence(), verbose=0),
 }
@@ -278,6 +279,19 @@ def test_class_weights_go_by_the_label_beside_what_a_teacher_says():
     assert loss_of(model, X, PACKED, class_weight=CLASS_WEIGHT) == pytest.approx(expected, rel=1e-5)
     received = classifier(DistillationLoss(beta=0.5)).train_on_batch(X, PACKED, class_weight=CLASS_WEIGHT)
     assert received == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_weights_are_the_same_whether_a_teacher_is_asked_or_quoted():
+    inputs = keras.Input((4,))
+    network = keras.Model(inputs, keras.layers.Dense(3, kernel_initializer="ones", bias_initializer="ones")(inputs))
+    teacher = distillation.load_teacher(classifier(), 3, (4,))
+    student = distillation.Distiller(network.input, network.output, teacher=teacher)
+    student.compile(keras.optimizers.SGD(0.0), DistillationLoss(beta=0.5), run_eagerly=True)
+    said = teacher(X).numpy()
+    # The student says log 1/3 of everything, so that each row costs as much as its weight times log 3.
+    expected = (WEIGHTS * OF_CLASSES[Y]).mean() * np.log(3)
+    for labels in (Y, distillation_targets(Y, said).numpy()):
+        assert loss_of(student, X, labels, WEIGHTS, class_weight=CLASS_WEIGHT) == pytest.approx(expected, rel=1e-5)
 
 
 def test_class_weights_of_positions_and_what_is_ignored():
