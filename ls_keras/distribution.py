@@ -254,8 +254,17 @@ class Model(keras.Model):
     def _accumulates(self) -> bool:
         return bool(self.optimizer and _inner(self.optimizer).gradient_accumulation_steps)
 
+    _inspector: Inspector | None = None
+
+    def _inspect(self, class_weight: dict[int, float] | None = None) -> Inspector:
+        if class_weight is not None:
+            return Inspector(self, class_weight)
+        self._inspector = self._inspector or Inspector(self)
+        return self._inspector
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         super().compile(*args, **kwargs)
+        self._inspector = None  # it knows the loss
         if self.optimizer is not None:
             _check_optimizer(self.optimizer, self.distribute_strategy, self._is_replicated)
             _step_of_the_whole_batch(self.optimizer, self._is_replicated, lambda: self._denominator)
@@ -305,10 +314,10 @@ class Model(keras.Model):
         if validation_split and validation_data is None:
             # Before class weights, which validation does not have.
             (x, y, sample_weight), validation_data = train_validation_split((x, y, sample_weight), validation_split)
-        x, y, sample_weight = Inspector(self, class_weight).look_at(x, y, sample_weight, kwargs["shuffle"])
+        x, y, sample_weight = self._inspect(class_weight).look_at(x, y, sample_weight, kwargs["shuffle"])
         if validation_data is not None:
             validation = keras.utils.unpack_x_y_sample_weight(validation_data)
-            validation_data = keras.utils.pack_x_y_sample_weight(*Inspector(self).look_at(*validation))
+            validation_data = keras.utils.pack_x_y_sample_weight(*self._inspect().look_at(*validation))
         if self._is_replicated:
             if steps_per_epoch is None:
                 # The parts have no length that Keras could count epochs by: it takes steps from data without end.
@@ -338,7 +347,7 @@ class Model(keras.Model):
         **kwargs: Any,
     ) -> Any:
         if not kwargs.get("_use_cached_eval_dataset"):  # fit() has looked at its validation data
-            x, y, sample_weight = Inspector(self).look_at(x, y, sample_weight)
+            x, y, sample_weight = self._inspect().look_at(x, y, sample_weight)
         if self._is_replicated:
             x, steps = self._for_evaluation(x, steps)
         with faults_as_sentences():
@@ -359,11 +368,11 @@ class Model(keras.Model):
         class_weight: dict[int, float] | None = None,
         return_dict: bool = False,
     ) -> Any:
-        x, y, sample_weight = Inspector(self, class_weight).look_at(x, y, sample_weight)
+        x, y, sample_weight = self._inspect(class_weight).look_at(x, y, sample_weight)
         return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
-        x, y, sample_weight = Inspector(self).look_at(x, y, sample_weight)
+        x, y, sample_weight = self._inspect().look_at(x, y, sample_weight)
         return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def _for_evaluation(self, data: Any, steps: int | None) -> tuple[tf.distribute.DistributedDataset, int | None]:

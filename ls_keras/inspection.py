@@ -66,6 +66,8 @@ class Inspector:
         self.names = None if only_inputs else model.output_names if hasattr(model, "outputs") else []
         self.outputs = _classified(model) if self.names else []
         self.class_weights = None if class_weight is None else _checked_class_weights(class_weight, self.outputs)
+        # Traced once for all data sets of one kind: tracing takes longer than looking at a small one.
+        self._look = tf.function(self._look_at_batch, autograph=False)
 
     def look_at(self, x: Any, y: Any = None, weights: Any = None, shuffle: bool | str = False) -> tuple[Any, Any, Any]:
         """Return data of any kind that Keras takes: arrays looked at, all others to be looked at as batches come."""
@@ -85,14 +87,13 @@ class Inspector:
         return adapter, None, None
 
     def _watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        @tf.autograph.experimental.do_not_convert
-        def look(number: tf.Tensor, batch: Any) -> Any:
-            x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
-            self._refuse(x, y, weights, ("batch", number))
-            spread = self._spread(y, weights)
-            return batch if spread is weights else (x, y, spread)
+        return dataset.enumerate().map(self._look)
 
-        return dataset.enumerate().map(look)
+    def _look_at_batch(self, number: tf.Tensor, batch: Any) -> Any:
+        x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
+        self._refuse(x, y, weights, ("batch", number))
+        spread = self._spread(y, weights)
+        return batch if spread is weights else (x, y, spread)
 
     def _read(self, adapter: ArrayDataAdapter, weights: Any) -> Any:
         with np.errstate(over="ignore"):  # of float64, to the infinity that is refused
