@@ -841,6 +841,9 @@ def _tried(model: keras.Model, x: keras.KerasTensor, size: int = _TRIAL_SIZES[0]
     shape = (x.shape[0] or _TRIAL_ROWS, *(axis or size for axis in x.shape[1:]))
     inputs = trial_inputs(shape, tf.as_dtype(x.dtype))
     try:
+        if None in x.shape[1:]:
+            # A kernel larger than its image is refused here; TensorFlow's CPU kernels may return what memory held.
+            model.compute_output_spec(keras.KerasTensor(shape, x.dtype))
         return inputs, model(inputs, training=False)
     except (ValueError, TypeError, tf.errors.OpError) as problem:
         if None in x.shape[1:] and size != _TRIAL_SIZES[-1]:
