@@ -264,10 +264,10 @@ def check_steps(model, x, labels, *, of_logits, decay, rates, move):
 
 
 def stepwise(learning_rate, drops):
-    """Rates in the steps before and after each drop; which side the step of the drop itself is on, is not said."""
+    """Rates on both sides of each drop, whose own step has the rate before it, as `tf.train.piecewise_constant` has."""
     rates = {0: learning_rate}
     for count, drop in enumerate(drops):
-        rates |= {drop - 1: learning_rate / 10**count, drop + 1: learning_rate / 10 ** (count + 1)}
+        rates |= {drop: learning_rate / 10**count, drop + 1: learning_rate / 10 ** (count + 1)}
     return rates
 
 
