@@ -10,6 +10,7 @@ class's probability. `temperature` divides the logits: a positive number, or one
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
@@ -915,26 +916,35 @@ def _moments(examples: _Examples, rows: np.ndarray, inverse: float) -> _Moments:
 
 
 def _fit(examples: _Examples, rows: np.ndarray) -> TemperatureFit:
-    before = _moments(examples, rows, 1.0)
+    moments = functools.cache(functools.partial(_moments, examples, rows))
+    before, boundary = moments(1.0), None
     if before.largest_margin == 0.0:
         gap = _smallest_gap(examples, rows)
         boundary = "lower" if gap < np.inf else None
-        best = _at(examples, rows, max(1.0, _TEMPERATURE_RANGE / max(gap, _TINY)))
-    elif _uniform_slope(examples, rows) >= -_NEGLIGIBLE * before.mean_margin:
-        boundary = "upper"
-        best = _at(examples, rows, min(1.0, 1.0 / (_TEMPERATURE_RANGE * max(before.mean_margin, _TINY))))
+        best = _at(moments, max(1.0, _TEMPERATURE_RANGE / max(gap, _TINY)))
     else:
-        boundary, start = None, 1.0
-        if len(rows) >= 2 * _WARM_START_SIZE:
-            start = 1.0 / _fit(examples, rows[:: len(rows) // _WARM_START_SIZE]).temperature
-        best = _minimise(lambda inverse: _moments(examples, rows, inverse), start)
+        start = _start(examples, rows)
+        least = -_NEGLIGIBLE * before.mean_margin
+        # Convex: if it falls at the start, it falls at 0.
+        if moments(start).slope >= least * start and _uniform_slope(examples, rows) >= least:
+            boundary = "upper"
+            best = _at(moments, min(1.0, 1.0 / (_TEMPERATURE_RANGE * max(before.mean_margin, _TINY))))
+        else:
+            best = _minimise(moments, start)
     if best.nll > before.nll:  # by rounding alone
         best = best._replace(inverse=1.0, nll=before.nll)
     return TemperatureFit(float(1.0 / best.inverse), float(before.nll), float(best.nll), best.converged, boundary)
 
 
-def _at(examples: _Examples, rows: np.ndarray, inverse: float) -> _Minimum:
-    return _Minimum(inverse, _moments(examples, rows, inverse).nll, True)
+def _start(examples: _Examples, rows: np.ndarray) -> float:
+    """Returns an inverse temperature to start from: of many examples, a little below that of some."""
+    if len(rows) < 2 * _WARM_START_SIZE:
+        return 1.0
+    return 0.98 / _fit(examples, rows[:: len(rows) // _WARM_START_SIZE]).temperature
+
+
+def _at(moments: Callable[[float], _Moments], inverse: float) -> _Minimum:
+    return _Minimum(inverse, moments(inverse).nll, True)
 
 
 def _minimise(moments: Callable[[float], _Moments], start: float) -> _Minimum:
