@@ -15,6 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 _SUBMODULES = (
     "analysis",
+    "artifact",
     "data",
     "distillation",
     "distribution",

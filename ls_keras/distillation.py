@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ls_keras import distribution, files
-from ls_keras.analysis import arguments, endpoints
-from ls_keras.data import Data
+from ls_keras.analysis import arguments
+from ls_keras.artifact import reading
+from ls_keras.data import Images
 from ls_keras.losses import distillation_targets
 
 import keras
@@ -66,7 +67,7 @@ class Teacher:
                 f"The teacher {self.name} is a Keras model in memory, which nothing on disk identifies: export it and "
                 "load the SavedModel, or leave the cache out."
             )
-        return files.saved_model_digest(self.path)
+        return reading.digest(self.path)
 
 
 def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shape: tuple[int, ...]) -> Teacher:
@@ -76,7 +77,7 @@ def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shap
 
     Args:
         teacher: Folder of a SavedModel with a function or signature `serve` (or, without one, the signature
-            `serving_default`) from inputs to logits, as `experiment.export` and Keras's `Model.export` write it; or a
+            `serving_default`) from inputs to logits, as `artifact.export` and Keras's `Model.export` write it; or a
             Keras model that returns logits. Of several outputs it is the one named `logits`.
         num_classes: K, of the data and of the student.
         input_shape: Shape of one example, as the student receives it.
@@ -96,16 +97,16 @@ def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shap
     """
     input_shape, path = tuple(input_shape), None if isinstance(teacher, keras.Model) else Path(teacher)
     name, endpoint = (teacher.name, _of_model(teacher)) if path is None else (str(path), _serve(path))
-    loaded = Teacher(name, num_classes, input_shape, path, lambda x: endpoints.logits_of(endpoint(x), endpoint.name))
+    loaded = Teacher(name, num_classes, input_shape, path, lambda x: reading.logits_of(endpoint(x), endpoint.name))
     dtype = endpoint.spec.dtype if endpoint.spec else tf.float32
     try:
-        outputs = endpoint(endpoints.trial_inputs((_TRIAL_ROWS, *input_shape), dtype))
+        outputs = endpoint(reading.trial_inputs((_TRIAL_ROWS, *input_shape), dtype))
     except ValueError as problem:
         raise ValueError(
             f"The teacher {name} does not take inputs of shape [n, {', '.join(map(str, input_shape))}], those of the "
             f"student. Choose a teacher of such inputs. {problem}"
         ) from problem
-    logits = tf.cast(endpoints.logits_of(outputs, endpoint.name), tf.float32).numpy()
+    logits = tf.cast(reading.logits_of(outputs, endpoint.name), tf.float32).numpy()
     if logits.shape != (_TRIAL_ROWS, num_classes):
         raise ValueError(
             f"The teacher {name} makes outputs of shape [n, {', '.join(map(str, logits.shape[1:]))}], expected "
@@ -179,7 +180,7 @@ class Distiller(distribution.Model):
 
 
 def teacher_logits(
-    teacher: Teacher, data: Data, split: str = "train", *, cache: str | Path | None = None, batch_size: int = 128
+    teacher: Teacher, data: Images, split: str = "train", *, cache: str | Path | None = None, batch_size: int = 128
 ) -> np.ndarray:
     """Ask a teacher about every example of a split, without augmentation, in the order of `data.labels(split)`.
 
@@ -207,7 +208,7 @@ def teacher_logits(
     cache = Path(cache)
     origin = {"teacher": teacher.fingerprint, "data": data.fingerprint, "split": split}
     if cache.exists():
-        return _read_cache(cache, origin, (len(data.labels(split)), teacher.num_classes))
+        return _read_cache(cache, origin, (data.size(split), teacher.num_classes))
     logits = _ask(teacher, data, split, batch_size)
     cache.parent.mkdir(parents=True, exist_ok=True)
     with files.beside(cache) as temporary, temporary.open("wb") as file:
@@ -311,23 +312,23 @@ def matching_temperature(logits: np.ndarray, labels: np.ndarray, gamma: float) -
     return brentq(lambda t: _gamma(logits, labels, t) - gamma, colder, warmer, xtol=1e-13 * colder, rtol=1e-13)
 
 
-def _serve(path: Path) -> endpoints.Endpoint:
+def _serve(path: Path) -> reading.Endpoint:
     """Return the SavedModel's function from inputs to logits."""
     # A strategy's scope holds for the thread that entered it. Loaded within it, a function could be called by its
     # replicas alone, and every variable would be mirrored.
     with ThreadPoolExecutor(max_workers=1) as outside:
-        network = outside.submit(endpoints.load, path).result()
-    function = endpoints.function(network, "serve") or endpoints.function(network, "serving_default")
+        network = outside.submit(reading.load, path).result()
+    function = reading.function(network, "serve") or reading.function(network, "serving_default")
     if function is None:
         raise ValueError(
             f"The SavedModel at {path} has no endpoint `serve`, and no signature `serving_default`; it has "
-            f"{', '.join(endpoints.function_names(network)) or 'none at all'}. Export it with experiment.export or "
+            f"{', '.join(reading.function_names(network)) or 'none at all'}. Export it with artifact.export or "
             "keras.Model.export."
         )
-    return endpoints.Endpoint(function, f"The teacher {path}", network)
+    return reading.Endpoint(function, f"The teacher {path}", network)
 
 
-def _of_model(model: keras.Model) -> endpoints.Endpoint:
+def _of_model(model: keras.Model) -> reading.Endpoint:
     """Return the Keras model as a function of its input, several outputs by name."""
     inputs = getattr(model, "inputs", None) or ()
     signature = [tf.TensorSpec(x.shape, x.dtype) for x in inputs] if len(inputs) == 1 else None
@@ -338,14 +339,14 @@ def _of_model(model: keras.Model) -> endpoints.Endpoint:
         values = model(dict.fromkeys(names, x) if isinstance(names, dict) else x, training=False)
         return dict(zip(model.output_names, values, strict=True)) if isinstance(values, list | tuple) else values
 
-    return endpoints.Endpoint(outputs, f"The teacher {model.name}")
+    return reading.Endpoint(outputs, f"The teacher {model.name}")
 
 
 def _is_packed(y: Any, y_pred: Any) -> bool:
     return len(y.shape) == len(y_pred.shape) and y.shape[-1] == y_pred.shape[-1] + 1
 
 
-def _ask(teacher: Teacher, data: Data, split: str, batch_size: int) -> np.ndarray:
+def _ask(teacher: Teacher, data: Images, split: str, batch_size: int) -> np.ndarray:
     batches = data.evaluation(split, batch_size)
     logits = np.concatenate([teacher(x).numpy()[weights.numpy() > 0] for x, _, weights in batches])
     wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))

@@ -28,9 +28,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ls_keras import distribution, files
-from ls_keras.analysis import Probe, arguments, calibration
-from ls_keras.analysis.endpoints import reason, trial_inputs
-from ls_keras.data import Data
+from ls_keras.analysis import Probe, calibration
+from ls_keras.artifact.reading import digest, reason
+from ls_keras.artifact.writing import Endpoints, endpoints, export, tensorflow_writes, write
+from ls_keras.data import Dataset
 
 import keras
 import numpy as np
@@ -38,6 +39,22 @@ import tensorflow as tf
 import tyro
 from scipy import special
 from tqdm import tqdm
+
+__all__ = [
+    "Config",
+    "Examples",
+    "Observe",
+    "Run",
+    "Train",
+    "Where",
+    "endpoints",
+    "export",
+    "label",
+    "main",
+    "messages",
+    "run",
+    "workers",
+]
 
 # How often, in steps, the running loss is read back from the device to be shown and checked.
 _STEPS_PER_LOOK = 50
@@ -48,9 +65,6 @@ _MOST_WORKERS = 8
 _LARGEST = 2.0**24
 # float32 holds a little more than 7 digits; the rest would be noise in tables.
 _DIGITS = 7
-# Rows on which a network is tried out before it is exported, and sizes that free axes take, until one runs.
-_TRIAL_ROWS = 8
-_TRIAL_SIZES = (32, 299)
 _CAUSES = (
     "Training diverged. Usual causes: a learning rate that is too high (lower it, warm it up or clip gradients), "
     "labels outside [0, num_classes), or inputs that are not finite. No checkpoint is kept: the run starts at step 0."
@@ -152,17 +166,7 @@ class Run:
         return Examples(**columns)
 
 
-@dataclasses.dataclass(frozen=True)
-class Endpoints:
-    """What an exported network answers to; see `export`."""
-
-    network: keras.Model
-    serve: Callable[[tf.Tensor], tf.Tensor]
-    probe: Callable[[tf.Tensor], dict[str, tf.Tensor]]
-    templates: Callable[[], dict[str, tf.Tensor]]
-
-
-Observe = Callable[[Probe, Data], dict[str, float]]
+Observe = Callable[[Probe, Dataset], dict[str, float]]
 """Measures a network during training: `observe(probe, data)` gives numbers by name."""
 
 Train = Callable[..., list[Run]]
@@ -226,8 +230,8 @@ def run(
     config: Config,
     recipe: str,
     sizes: Mapping[str, Config],
-    load_data: Callable[[Config, Path | None], Data],
-    build_model: Callable[[Config, Data], keras.Model],
+    load_data: Callable[[Config, Path | None], Dataset],
+    build_model: Callable[[Config, Dataset], keras.Model],
     *,
     size: str,
     where: Where | None = None,
@@ -273,8 +277,12 @@ def run(
         return finished
     strategy = distribution.strategy(where.strategy)
     chief = distribution.is_chief(strategy)
-    with _claimed(folder, {**record, **_surroundings(strategy)}, chief), _settings(config.seed, where.precision):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_settings(config.seed, where.precision))
         data = load_data(config, where.data_dir)
+        record["data"] = json.loads(json.dumps(data.describe()))
+        _require_same_data(folder, record["data"])
+        stack.enter_context(_claimed(folder, {**record, **_surroundings(strategy)}, chief))
         with strategy.scope():
             model = build_model(config, data)
             model.optimizer.build(model.trainable_variables)
@@ -291,7 +299,7 @@ def run(
             observe = None
         observer = observe and _Observer(observe, single, module, data, folder, where)
         _fit(model, config, data, folder, chief, where, observer)
-        splits = {s: data.evaluation(s, config.batch_size) for s in ("held_out", "test") if len(data.labels(s))}
+        splits = {s: data.evaluation(s, config.batch_size) for s in ("held_out", "test") if data.size(s)}
         metrics = {s: model.evaluate(d, verbose=0, return_dict=True) for s, d in splits.items()}
         metrics = {s: {k: _rounded(v) for k, v in m.items() if k != "loss"} for s, m in metrics.items()}
         metrics = {"steps": config.steps, "seconds": round(time.perf_counter() - started, 1), **metrics}
@@ -300,7 +308,7 @@ def run(
             _require_finite(single, config.steps)
             _require_small("weight", [weight.numpy() for weight in single.trainable_weights], config.steps)
             examples = _examples(Probe(module), splits, config.steps)
-            _write(module, folder / "saved_model")
+            write(module, folder / "saved_model")
             with files.beside(folder / "examples.npz") as temporary:
                 np.savez(temporary, **examples)
             files.replace(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -371,77 +379,11 @@ def label(config: Config, size: str, sizes: Mapping[str, Config]) -> str:
     return size + "".join(sorted(changed, key=lambda part: part.startswith("-seed=")))
 
 
-def export(model: keras.Model, path: Path) -> None:
-    """Write a SavedModel with the endpoints that `analysis.Probe` reads, of a model that they describe whole.
-
-    `serve(x)` gives logits `[n, K]`; `probe(x)` gives `{"penultimate": [n, d], "logits": [n, K]}`;
-    `templates()` gives the last layer, `{"kernel": [d, K], "bias": [K]}`. All are float32, in inference
-    mode, and penultimate @ kernel + bias == logits == model(x).
-
-    Args:
-        model: Any Keras model with one input and the layers `penultimate` and, after it, `logits` (Dense), whose output
-            is the model's or, of several, the one named `logits`. Between and behind them may stand what changes no
-            value in inference mode, such as dropout. A fixed batch size stays one, and `Probe` fills it.
-        path: Folder to write, in a folder that exists; it appears only when complete.
-
-    Raises:
-        ValueError: If the model lacks these layers, returns something else than penultimate @ kernel + bias on inputs
-            that it is tried out on, or holds NaN. Nothing is written.
-        OSError: If the folder cannot be written.
-    """
-    _write(endpoints(model), Path(path))
-
-
-def endpoints(model: keras.Model) -> Endpoints:
-    """Return the functions that `export` writes, for `analysis.Probe` to read without a SavedModel.
-
-    They see the model's weights as they are when called.
-
-    Raises:
-        ValueError: As `export`.
-
-    Example:
-        >>> network = models.mlp((8, 8, 1), 10)
-        >>> Probe(endpoints(network)).num_classes
-        10
-    """
-    x, output, penultimate, logits = _last_layers(model)
-    _check_weights(model)
-    _check_values(model, x, output, penultimate, logits)
-    both = keras.Model(x, {"penultimate": penultimate.output, "logits": output})
-    signature = [tf.TensorSpec(x.shape, x.dtype, name="x")]
-
-    @tf.function(input_signature=signature, autograph=False)
-    def probe(x: tf.Tensor) -> dict[str, tf.Tensor]:
-        return {name: tf.cast(value, tf.float32) for name, value in both(x, training=False).items()}
-
-    @tf.function(input_signature=signature, autograph=False)
-    def serve(x: tf.Tensor) -> tf.Tensor:
-        return probe(x)["logits"]
-
-    @tf.function(input_signature=[], autograph=False)
-    def templates() -> dict[str, tf.Tensor]:
-        bias = logits.bias if logits.use_bias else tf.zeros(logits.units)
-        return {"kernel": tf.cast(logits.kernel, tf.float32), "bias": tf.cast(bias, tf.float32)}
-
-    return Endpoints(both, serve, probe, templates)
-
-
-def _write(module: Endpoints, path: Path) -> None:
-    archive = keras.export.ExportArchive()
-    archive.track(module.network)
-    for name in ("serve", "probe", "templates"):
-        function = getattr(module, name)
-        archive.add_endpoint(name, function, input_signature=function.input_signature)
-    with files.beside(path) as temporary, _tensorflow_writes(path):
-        archive.write_out(str(temporary), verbose=False)
-
-
 class _Observer:
     """Measures a copy of the network in training, as the SavedModel of that moment would be measured."""
 
     def __init__(
-        self, observe: Observe, copy: keras.Model, module: Endpoints, data: Data, folder: Path, where: Where
+        self, observe: Observe, copy: keras.Model, module: Endpoints, data: Dataset, folder: Path, where: Where
     ) -> None:
         self.observe, self.copy, self.endpoints, self.data, self.where = observe, copy, module, data, where
         self.snapshots = folder / "snapshots" if where.snapshots else None
@@ -450,7 +392,7 @@ class _Observer:
         self.copy.set_weights(weights)
         if self.snapshots:
             self.snapshots.mkdir(exist_ok=True)
-            _write(self.endpoints, self.snapshots / f"step-{step:06d}")
+            write(self.endpoints, self.snapshots / f"step-{step:06d}")
         try:
             seen = self.observe(Probe(self.endpoints), self.data)
         except ValueError as problem:  # a collapsed network has no plane or no information; its training goes on
@@ -477,7 +419,7 @@ class _Watch(keras.callbacks.Callback):
         self.checkpoint = _checkpoint(folder)
         self.start = self.step = _steps_done(history)
         self.chief = chief
-        with _tensorflow_writes(folder / "tensorboard"):
+        with tensorflow_writes(folder / "tensorboard"):
             self.events = tf.summary.create_file_writer(str(folder / "tensorboard")) if self.chief else None
         self.bar = tqdm(
             total=config.steps,
@@ -526,7 +468,7 @@ class _Watch(keras.callbacks.Callback):
             np.savez(temporary, *distribution.get_state(self.model), history=json.dumps(self.history))
 
     def _log(self, row: dict[str, float]) -> None:
-        with _tensorflow_writes(self.folder / "tensorboard"), self.events.as_default(step=row["step"]):
+        with tensorflow_writes(self.folder / "tensorboard"), self.events.as_default(step=row["step"]):
             for name, value in row.items():
                 tf.summary.scalar(name, value)
             self.events.flush()
@@ -544,7 +486,7 @@ class _Watch(keras.callbacks.Callback):
 def _fit(
     model: keras.Model,
     config: Config,
-    data: Data,
+    data: Dataset,
     folder: Path,
     chief: bool,
     where: Where,
@@ -559,7 +501,7 @@ def _fit(
     if done >= config.steps:
         return
     watch = _Watch(folder, config, history, observer, chief=chief, show=chief and not where.quiet)
-    split = "held_out" if len(data.labels("held_out")) else "test"
+    split = "held_out" if data.size("held_out") else "test"
     try:
         model.fit(
             data.train(config.batch_size, seed=config.seed, start_step=done),
@@ -594,15 +536,13 @@ def _examples(probe: Probe, splits: dict[str, tf.data.Dataset], step: int) -> di
     arrays = {}
     for split, batches in splits.items():
         rows = []
-        for x, targets, weights in batches:
-            kept = np.flatnonzero(weights)
-            rows.append((probe.serve(tf.gather(x, kept)), targets.numpy()[kept]))
-        logits, labels = map(np.concatenate, zip(*rows, strict=True))
-        _require_small("logit", [logits], step)
-        labels = arguments.labels(labels, len(labels), probe.num_classes)
-        confidence, correct = calibration.top_label(logits, labels)
-        nll = special.logsumexp(logits.astype(float), axis=1) - logits[np.arange(len(labels)), labels]
-        arrays |= {f"{split}_correct": correct, f"{split}_confidence": confidence, f"{split}_nll": nll}
+        for part in probe.batches(batches):
+            _require_small("logit", [part.logits], step)
+            confidence, correct = calibration.top_label(part.logits, part.labels)
+            own = part.logits[np.arange(len(part.labels)), part.labels]
+            rows.append((correct, confidence, special.logsumexp(part.logits.astype(float), axis=1) - own))
+        for name, columns in zip(("correct", "confidence", "nll"), zip(*rows, strict=True), strict=True):
+            arrays[f"{split}_{name}"] = np.concatenate(columns)
     return arrays
 
 
@@ -671,6 +611,17 @@ def _finished(folder: Path, record: dict[str, Any]) -> Run | None:
     return Run(folder, _read_json(folder / "metrics.json"))
 
 
+def _require_same_data(folder: Path, now: dict[str, Any]) -> None:
+    """Refuse to go on with other examples than a run began with: a file may have been replaced meanwhile."""
+    was = _read_json(folder / "config.json").get("data", now) if (folder / "config.json").exists() else now
+    differing = [f"{name} {was.get(name)!r} there and {now.get(name)!r} here" for name in was | now]
+    differing = [text for name, text in zip(was | now, differing, strict=True) if was.get(name) != now.get(name)]
+    if differing:
+        raise ValueError(
+            f"{folder} was begun with other data: {', '.join(differing)}. Bring them back, or remove that folder."
+        )
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -716,163 +667,9 @@ def _open(folder: Path, record: dict[str, Any]) -> None:
         ) from problem
 
 
-@contextlib.contextmanager
-def _tensorflow_writes(path: Path) -> Iterator[None]:
-    """Say of a full disk what Python would say."""
-    try:
-        yield
-    except tf.errors.OpError as problem:
-        reason = " ".join(problem.message.rpartition("}} ")[2].split())
-        raise OSError(f"{path} cannot be written: {reason}") from problem
-
-
-def _last_layers(
-    model: keras.Model,
-) -> tuple[keras.KerasTensor, keras.KerasTensor, keras.Layer, keras.layers.Dense]:
-    """Return input, output, penultimate and last layer of a model to be exported."""
-    layers = {layer.name: layer for layer in model.layers}
-    if not {"penultimate", "logits"} <= set(layers) or not isinstance(layers["logits"], keras.layers.Dense):
-        raise ValueError(
-            "To be exported, a model needs a layer named `penultimate` and a Dense layer named `logits`; received "
-            + ", ".join(map(_named, layers.values()))
-        )
-    inputs = getattr(model, "inputs", None) or ()
-    if len(inputs) != 1:
-        names = f", with inputs {', '.join(x.name for x in inputs)}" if inputs else ""
-        raise ValueError(f"To be exported, a model must be functional with one input; received {model.name}{names}.")
-    output = _output(model)
-    penultimate, logits = layers["penultimate"], layers["logits"]
-    operations = keras.Model(inputs, output).operations
-    if penultimate not in operations or logits not in operations:
-        raise ValueError(f"The output of {model.name} does not depend on both `penultimate` and `logits`.")
-    # By depth: what follows `penultimate` stands between it and the output.
-    weighty = [each for each in operations[operations.index(penultimate) + 1 :] if getattr(each, "weights", None)]
-    if weighty != [logits] or logits.activation is not keras.activations.linear:
-        raise ValueError(
-            "`logits` must be a Dense layer without activation directly on `penultimate`, and the last layer with "
-            f"weights; received {', '.join(map(_named, weighty))} with activation {logits.activation.__name__}."
-        )
-    return inputs[0], output, penultimate, logits
-
-
-def _output(model: keras.Model) -> keras.KerasTensor:
-    if len(model.outputs) == 1:
-        return model.outputs[0]
-    outputs = (
-        model.output if isinstance(model.output, dict) else dict(zip(model.output_names, model.outputs, strict=True))
-    )
-    if "logits" not in outputs:
-        raise ValueError(
-            f"{model.name} has several outputs, {', '.join(outputs)}, and none is named `logits`. Export "
-            "keras.Model(model.input, outputs) with the logits alone."
-        )
-    return outputs["logits"]
-
-
-def _named(operation: Any) -> str:
-    return f"{operation.name} ({type(operation).__name__})"
-
-
 def _steps_per_execution(interval: int) -> int:
     """Return how many steps run between two looks of Python: small networks spend half their time there."""
     return max(steps for steps in range(1, _STEPS_PER_LOOK + 1) if interval % steps == 0)
-
-
-def _check_weights(model: keras.Model) -> None:
-    weights = zip(model.weights, model.get_weights(), strict=True)
-    wrong = [weight.path for weight, value in weights if not np.isfinite(value).all()]
-    if wrong:
-        raise ValueError(
-            f"All weights must be finite; NaN or infinity is in {len(wrong)} of {len(model.weights)}, "
-            f"{', '.join(wrong[:3])} among them: training diverged."
-        )
-
-
-def _check_values(
-    model: keras.Model,
-    x: keras.KerasTensor,
-    output: keras.KerasTensor,
-    penultimate: keras.Layer,
-    logits: keras.layers.Dense,
-) -> None:
-    """Try a model out: what it returns must be penultimate @ kernel + bias."""
-    try:
-        stages = keras.Model(x, [penultimate.output, logits.input, logits.output, output])
-    except ValueError as problem:
-        raise ValueError(
-            f"`penultimate` and `logits` of {model.name} must be called once each, on what comes from its input."
-        ) from problem
-    inputs, (features, last, scores, returned) = _tried(stages, x)
-    _check_unchanged(inputs, x, features, last, _between(stages, penultimate, logits))
-    _check_unchanged(inputs, x, scores, returned, _between(stages, logits, None))
-    # A Sequential model has no `input`, but takes what it is given.
-    names = getattr(model, "input", None)
-    given = dict.fromkeys(names, inputs) if isinstance(names, dict) else inputs
-    called = keras.tree.flatten(model(given, training=False))[[each is output for each in model.outputs].index(True)]
-    features, kernel, returned, called = (
-        np.array(tf.cast(value, tf.float64)) for value in (features, logits.kernel, returned, called)
-    )
-    bias = np.array(tf.cast(logits.bias, tf.float64)) if logits.use_bias else np.zeros(logits.units)
-    if not (np.isfinite(features).all() and np.isfinite(returned).all()):
-        largest = max(np.abs(value).max(initial=0) for value in model.get_weights())
-        raise ValueError(
-            f"{model.name} returns NaN or infinity on inputs between 0 and 1; its largest weight is {largest:.2g}. "
-            "Its training diverged, or it is not defined there."
-        )
-    lowest = min(tf.as_dtype(layer.compute_dtype).size for layer in (penultimate, logits))
-    tolerance = 2.0**-9 if lowest >= tf.float32.size else 2.0**-6
-    terms = np.abs(features) @ np.abs(kernel) + np.abs(bias)
-    for values, whose in ((features @ kernel + bias, "penultimate @ kernel + bias"), (called, f"{model.name}(x)")):
-        if not (np.abs(values - returned) <= tolerance * terms + 1e-6).all():
-            raise ValueError(
-                f"What the layers of {model.name} return is not {whose} (they differ by up to "
-                f"{np.abs(values - returned).max():.3g}): `logits` must be a Dense layer without activation directly "
-                "on `penultimate`, and what it returns the model's output, the same at every call."
-            )
-
-
-def _between(model: keras.Model, first: keras.Layer, last: keras.Layer | None) -> list[Any]:
-    operations = model.operations
-    return operations[operations.index(first) + 1 : None if last is None else operations.index(last)]
-
-
-def _tried(model: keras.Model, x: keras.KerasTensor, size: int = _TRIAL_SIZES[0]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Return inputs that a model runs on, and what it makes of them."""
-    shape = (x.shape[0] or _TRIAL_ROWS, *(axis or size for axis in x.shape[1:]))
-    inputs = trial_inputs(shape, tf.as_dtype(x.dtype))
-    try:
-        if None in x.shape[1:]:
-            # A kernel larger than its image is refused here; TensorFlow's CPU kernels may return what memory held.
-            model.compute_output_spec(keras.KerasTensor(shape, x.dtype))
-        return inputs, model(inputs, training=False)
-    except (ValueError, TypeError, tf.errors.OpError) as problem:
-        if None in x.shape[1:] and size != _TRIAL_SIZES[-1]:
-            return _tried(model, x, _TRIAL_SIZES[-1])
-        raise ValueError(
-            f"The model fails on inputs of shape {shape} and type {x.dtype}, on which it was tried out: "
-            f"{reason(problem)}"
-        ) from problem
-
-
-def _check_unchanged(
-    inputs: tf.Tensor, x: keras.KerasTensor, before: tf.Tensor, after: tf.Tensor, operations: list[Any]
-) -> None:
-    if _same(before, after):
-        return
-    changing = [each for each in operations if not _same(before, keras.Model(x, each.output)(inputs, training=False))]
-    raise ValueError(
-        f"{', '.join(map(_named, changing[:1])) or 'The graph'} changes values behind `penultimate`: `logits` must be "
-        "a Dense layer without activation directly on `penultimate`, and what it returns the model's output. Export "
-        "the model without that layer; analysis.calibration.fit_temperature finds the temperature of its logits."
-    )
-
-
-def _same(one: tf.Tensor, other: tf.Tensor) -> bool:
-    """Say whether two tensors hold the same values, but for the rounding of a cast."""
-    if getattr(other, "shape", None) != one.shape or not (one.dtype.is_floating and other.dtype.is_floating):
-        return False
-    lower = min(one.dtype, other.dtype, key=lambda dtype: dtype.size)
-    return np.array_equal(tf.cast(one, lower), tf.cast(other, lower), equal_nan=True)
 
 
 def _check_config(config: Config) -> None:
@@ -951,7 +748,7 @@ def _plain(config: Any) -> dict[str, Any]:
     return json.loads(
         json.dumps(
             dataclasses.asdict(config),
-            default=lambda path: {"path": str(path), "content": files.saved_model_digest(path)},
+            default=lambda path: {"path": str(path), "content": digest(path)},
         )
     )
 
@@ -967,7 +764,7 @@ def _rounded(value: Any) -> float:
 
 def _in_a_name(value: Any) -> str:
     if isinstance(value, Path):
-        return (files.saved_model_digest(value) or value.name)[:8]
+        return (digest(value) or value.name)[:8]
     text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return text.replace(os.sep, "_").replace(" ", "")
 

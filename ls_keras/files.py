@@ -1,7 +1,6 @@
 """Files and folders that are whole or absent: written beside their place, then renamed into it."""
 
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -52,22 +51,3 @@ def beside(path: str | os.PathLike) -> Iterator[Path]:
         if path.is_dir():  # cannot be renamed over
             path.replace(Path(folder) / f"{path.name}.old")
         temporary.replace(path)
-
-
-def saved_model_digest(path: str | os.PathLike) -> str | None:
-    """Return sixteen hexadecimal digits that change with a SavedModel's program or any of its weights.
-
-    Args:
-        path: The SavedModel's folder; where it lies does not matter.
-
-    Returns:
-        The digits, or None if there is no SavedModel.
-    """
-    program = Path(path) / "saved_model.pb"
-    if not program.is_file():
-        return None
-    digest = hashlib.sha256()
-    for part in (program, *sorted(part for part in (Path(path) / "variables").glob("*") if part.is_file())):
-        with part.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from ls_keras import analysis, distillation, experiment, files, plots, report
 from ls_keras.analysis import calibration, geometry, information, intervals
-from ls_keras.data import Data, load_images
+from ls_keras.data import Images, load_images, rebuild
 
 import numpy as np
 import tensorflow as tf
@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 OBSERVED_PAIR = (0, 5)
 MOST_NETWORKS = 6
-_DATA_FIELDS = ("dataset", "train_size", "held_out_size", "scaling", "crop_padding", "flip", "shift")
 
 
 @dataclass(frozen=True)
@@ -161,12 +160,12 @@ def interval_text(interval: intervals.Interval) -> str:
     return f"{interval.estimate:.4g} ± {half_width:.2g}".replace("-", "−")
 
 
-def load(path: Path, name: str, data: Data, limit: int | None = None) -> Network:
+def load(path: Path, name: str, data: Images, limit: int | None = None) -> Network:
     """Run a SavedModel over its data, without augmentation."""
     return collect(analysis.Probe(path), name, data, limit)
 
 
-def collect(probe: analysis.Probe, name: str, data: Data, limit: int | None = None) -> Network:
+def collect(probe: analysis.Probe, name: str, data: Images, limit: int | None = None) -> Network:
     """Run a network over its data, without augmentation."""
     if probe.num_classes != data.num_classes:
         raise ValueError(
@@ -240,7 +239,7 @@ def similar_classes(network: Network) -> tuple[int, int, int]:
     return geometry.similar_and_different(means)
 
 
-def observe(probe: analysis.Probe, data: Data) -> dict[str, float]:
+def observe(probe: analysis.Probe, data: Images) -> dict[str, float]:
     """Return what Figure 6 follows through training: mutual information, tightness, γ and ECE.
 
     Mutual information is between up to 300 training examples of each of the classes 0 and 5 (airplane and dog on
@@ -270,7 +269,7 @@ def observe(probe: analysis.Probe, data: Data) -> dict[str, float]:
 
 
 @functools.lru_cache(maxsize=1)
-def _observed(data: Data) -> dict[str, tf.data.Dataset]:
+def _observed(data: Images) -> dict[str, tf.data.Dataset]:
     """Build what `observe` reads: once for a network, since building takes longer than reading."""
     datasets = {"train": data.evaluation("train", 500), "held_out": data.evaluation(_held_out(data), 500)}
     if data.augmented:
@@ -281,8 +280,8 @@ def _observed(data: Data) -> dict[str, tf.data.Dataset]:
     return datasets
 
 
-def _held_out(data: Data) -> str:
-    return "held_out" if len(data.labels("held_out")) else "test"
+def _held_out(data: Images) -> str:
+    return "held_out" if data.size("held_out") else "test"
 
 
 def information_through_training(runs: Sequence[experiment.Run]) -> dict[str, np.ndarray]:
@@ -295,7 +294,7 @@ def information_through_training(runs: Sequence[experiment.Run]) -> dict[str, np
     return {"steps": histories[0]["step"][seen], **{n: np.array([h[n][seen] for h in histories]) for n in names}}
 
 
-def information_figure(networks: dict[str, dict[str, np.ndarray]], data: Data) -> report.Illustration:
+def information_figure(networks: dict[str, dict[str, np.ndarray]], data: Images) -> report.Illustration:
     """Draw Figure 6 from what `information_through_training` gives for each kind of network."""
     labels, (first, second) = data.labels("train"), OBSERVED_PAIR
     examples = sum(min(300, int((labels == label).sum())) for label in OBSERVED_PAIR)
@@ -340,9 +339,9 @@ def reliability_curve(
     return plots.ReliabilityCurve(name, bins.confidence, bins.accuracy, bins.count, bins.ece)
 
 
-def made_how(data: Data, **more: str) -> dict[str, str]:
+def made_how(data: Images, **more: str) -> dict[str, str]:
     """Return what a reader needs to make a page again."""
-    held_out, test = (len(data.labels(split)) for split in ("held_out", "test"))
+    held_out, test = (data.size(split) for split in ("held_out", "test"))
     sizes = f"{data.num_train:,} training, {held_out:,} held-out and {test:,} test examples"
     stand_in = "" if held_out else "; what is called held-out is the test set"
     versions = {module: sys.modules[module].__version__ for module in ("tensorflow", "keras", "numpy")}
@@ -415,7 +414,7 @@ def _check(config: Config) -> None:
     check_folder(config.out)
 
 
-def _common_data(config: Config) -> Data:
+def _common_data(config: Config) -> Images:
     """Load the data that all networks share; refuse classes that they do not have."""
     data = _data(config.networks[0], config)
     for path in config.networks[1:]:
@@ -445,32 +444,33 @@ def _saved_model(path: Path) -> Path:
     return path / "saved_model" if (path / "saved_model" / "saved_model.pb").exists() else path
 
 
-def _data(path: Path, config: Config) -> Data:
-    """Load the data that a network's `config.json` names or, where it does not say, the command line."""
+def _data(path: Path, config: Config) -> Images:
+    """Load the data that a network's `config.json` describes or, where it does not say, the command line."""
     folder = path.parent if path.name == "saved_model" else path
-    fields: dict[str, Any] = {}
+    described = None
     if (folder / "config.json").exists():
         try:
-            stored = json.loads((folder / "config.json").read_text())["config"]
-        except (ValueError, KeyError, TypeError) as problem:
+            described = json.loads((folder / "config.json").read_text()).get("data")
+        except (ValueError, AttributeError) as problem:
             raise ValueError(
                 f"{folder / 'config.json'} is damaged ({problem}). Move it away, and give --dataset and --scaling."
             ) from problem
-        fields = {name: stored[name] for name in _DATA_FIELDS if name in stored}
     given = {name: getattr(config, name) for name in ("dataset", "train_size", "held_out_size", "scaling")}
     given = {name: value for name, value in given.items() if value is not None}
-    differing = [
-        f"{name} {value} and not {fields[name]}" for name, value in given.items() if fields.get(name, value) != value
-    ]
-    if differing:
-        raise ValueError(
-            f"{folder} was trained with other data than the command line names: {', '.join(differing)}. Leave these "
-            "options out; its config.json holds them."
-        )
-    fields |= given
-    if not {"dataset", "scaling"} <= set(fields):
-        raise ValueError(f"{folder} has no config.json that names its data: give --dataset and --scaling.")
-    return load_images(fields.pop("dataset"), data_dir=config.data_dir, **fields)
+    if described:
+        was = {**described, "dataset": described.get("name")}
+        differing = [
+            f"{name} {value} and not {was.get(name)}" for name, value in given.items() if was.get(name) != value
+        ]
+        if differing:
+            raise ValueError(
+                f"{folder} was trained with other data than the command line names: {', '.join(differing)}. Leave "
+                "these options out; its config.json holds them."
+            )
+        return rebuild(described, config.data_dir)
+    if not {"dataset", "scaling"} <= set(given):
+        raise ValueError(f"{folder} has no config.json that describes its data: give --dataset and --scaling.")
+    return load_images(given.pop("dataset"), data_dir=config.data_dir, **given)
 
 
 def _by_seed(measured: Sequence[Statistics], name: str) -> tuple[np.ndarray, np.ndarray]:

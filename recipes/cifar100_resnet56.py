@@ -97,7 +97,7 @@ SIZES = {
 }
 
 
-def load_data(config: Config, data_dir: Path | None = None) -> data.Data:
+def load_data(config: Config, data_dir: Path | None = None) -> data.Images:
     """Give scaled images, randomly cropped and flipped in training."""
     return data.load_images(
         config.dataset,
@@ -110,7 +110,7 @@ def load_data(config: Config, data_dir: Path | None = None) -> data.Data:
     )
 
 
-def build_model(config: Config, images: data.Data) -> distribution.Model:
+def build_model(config: Config, images: data.Images) -> distribution.Model:
     """Compose and compile the network."""
     network = models.resnet(
         images.input_shape,

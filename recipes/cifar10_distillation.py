@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ls_keras import distillation, experiment, plots, report
-from ls_keras.data import Data
+from ls_keras.data import Images
 
 import analyse
 import cifar10_alexnet
@@ -72,12 +72,12 @@ Point = tuple[float, int]
 """α or T, and the seed"""
 
 
-def load_data(config: Config, data_dir: Path | None = None) -> Data:
+def load_data(config: Config, data_dir: Path | None = None) -> Images:
     """Give the data that teachers and students share."""
     return cifar10_alexnet.load_data(_student(config), data_dir)
 
 
-def build_model(config: Config, images: Data) -> distillation.Distiller:
+def build_model(config: Config, images: Images) -> distillation.Distiller:
     """Compose a student as the runs below do, for one who wants it alone."""
     return cifar10_alexnet.build_model(dataclasses.replace(_student(config), teacher=config.teacher), images)
 
@@ -162,7 +162,7 @@ def train_students(
     return measured
 
 
-def smoothness(config: Config, teachers: dict[Point, Path], images: Data) -> dict[str, dict[Point, float]]:
+def smoothness(config: Config, teachers: dict[Point, Path], images: Images) -> dict[str, dict[Point, float]]:
     """Return γ of the teachers' targets on the training set, without augmentation."""
     labels, seeds = images.labels("train"), range(config.seeds)
     logits = {
@@ -202,7 +202,7 @@ def _student(config: Config) -> cifar10_alexnet.Config:
     return dataclasses.replace(cifar10_alexnet.SIZES[config.networks], dataset=config.dataset, alpha=0.0)
 
 
-def _shapes(images: Data) -> tuple[int, tuple[int, ...]]:
+def _shapes(images: Images) -> tuple[int, tuple[int, ...]]:
     return images.num_classes, images.input_shape
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ls_keras import distillation, experiment, plots, report
 from ls_keras.analysis import intervals
-from ls_keras.data import Data
+from ls_keras.data import Images
 from ls_keras.report import Verdict
 
 import analyse
@@ -55,7 +55,7 @@ SIZES = {
 }
 
 
-def load_data(config: Config, data_dir: Path | None = None) -> Data:
+def load_data(config: Config, data_dir: Path | None = None) -> Images:
     """Give the data that all networks share."""
     return mnist_mlp.load_data(mnist_mlp.SIZES[config.networks], data_dir)
 
@@ -117,7 +117,7 @@ def alone(base: mnist_mlp.Config) -> mnist_mlp.Config:
 
 
 def train_students(
-    config: Config, teachers: dict[float, list[experiment.Run]], data: Data, train: experiment.Train
+    config: Config, teachers: dict[float, list[experiment.Run]], data: Images, train: experiment.Train
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return which examples students of three kinds get right [α, seed, example], and their softness γ [α, seed].
 

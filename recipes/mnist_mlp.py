@@ -107,7 +107,7 @@ SIZES = {
 }
 
 
-def load_data(config: Config, data_dir: Path | None = None) -> data.Data:
+def load_data(config: Config, data_dir: Path | None = None) -> data.Images:
     """Give scaled images, randomly shifted in training, and with a teacher's answers where they are not."""
     images = data.load_images(
         config.dataset,
@@ -125,7 +125,7 @@ def load_data(config: Config, data_dir: Path | None = None) -> data.Data:
     return images.with_targets(losses.distillation_targets(images.labels("train"), logits))
 
 
-def build_model(config: Config, images: data.Data) -> distribution.Model:
+def build_model(config: Config, images: data.Images) -> distribution.Model:
     """Compose and compile the network."""
     network = models.mlp(
         images.input_shape,

@@ -18,7 +18,7 @@ from pathlib import Path
 from ls_keras import experiment, losses, plots, report
 from ls_keras.analysis import intervals
 from ls_keras.analysis.intervals import Interval
-from ls_keras.data import Data
+from ls_keras.data import Images
 from ls_keras.report import Verdict
 
 import analyse
@@ -61,7 +61,7 @@ Trained = dict[float, list[analyse.Network]]
 Measured = dict[float, list[analyse.Statistics]]
 
 
-def load_data(config: Config, data_dir: Path | None = None) -> Data:
+def load_data(config: Config, data_dir: Path | None = None) -> Images:
     """Give the data that all networks share."""
     return mnist_mlp.load_data(mnist_mlp.SIZES[config.networks], data_dir)
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 import distill
@@ -187,8 +188,9 @@ def test_every_folder_of_the_main_job_has_a_short_name(tmp_path):
     import mnist_mlp
 
     teacher = tmp_path / ("a" * 100) / ("b" * 100) / "saved_model"
-    (teacher / "variables").mkdir(parents=True)
-    (teacher / "saved_model.pb").write_bytes(b"graph")
+    module = tf.Module()
+    module.weight = tf.Variable(1.0)
+    tf.saved_model.save(module, str(teacher))
     config = dataclasses.replace(
         distill.alone(mnist_mlp.SIZES["digits"]),
         alpha=0.1234,
@@ -203,5 +205,6 @@ def test_every_folder_of_the_main_job_has_a_short_name(tmp_path):
     )
     name = experiment.label(config, "digits", mnist_mlp.SIZES)
     assert len(name.encode()) <= 200
-    (teacher / "saved_model.pb").write_bytes(b"another graph")
+    module.weight.assign(2.0)
+    tf.saved_model.save(module, str(teacher))
     assert experiment.label(config, "digits", mnist_mlp.SIZES) != name

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from ls_keras.data import Data, load_images
+from ls_keras.data import Images, load_images, rebuild
 from ls_keras.data.sources import read_arrays
 
 import numpy as np
@@ -35,7 +36,7 @@ def tiny(count, *, max_shift=0, flip=False, scaling="unit", shape=(4, 4, 1)):
     images = np.broadcast_to(values[:, None, None, None], (count, *shape)).copy()
     labels = (values % 3).astype(np.int32)
     arrays = {"train": (images, labels), "held_out": (images[:5], labels[:5]), "test": (images[:0], labels[:0])}
-    return Data("tiny", shape, 3, ("a", "b", "c"), "here", scaling, max_shift, flip, arrays)
+    return Images("tiny", shape, 3, ("a", "b", "c"), "here", scaling, max_shift, flip, arrays)
 
 
 def rows(batches):
@@ -435,7 +436,7 @@ def as_bytes(images):
 def test_draws_are_uniform_over_all_crops_and_flips(padding, flip, positions):
     image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
     arrays = {"train": (image[None], np.zeros(1, np.int32))}
-    data = Data("one", image.shape, 1, ("a",), "here", "unit", padding, flip, arrays)
+    data = Images("one", image.shape, 1, ("a",), "here", "unit", padding, flip, arrays)
     oracle = windows(image, padding, flip)
     assert len(oracle) == positions
     batches = data.draws([0], 40 * positions, seed=7, batch_size=1000).as_numpy_iterator()
@@ -567,3 +568,26 @@ def test_batches_are_the_same_in_another_process_with_op_determinism():
 def test_a_folder_for_digits_is_refused(tmp_path):
     with pytest.raises(ValueError, match="come with scikit-learn, so that --data-dir cannot act"):
         read_arrays("digits", tmp_path)
+
+
+# --- What config.json keeps
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scaling": "unit", "shift": 1, "split_seed": 3}, {"crop_padding": 2, "flip": True}]
+)
+def test_a_description_rebuilds_the_same_data(options):
+    data = load_images("digits", train_size=300, held_out_size=200, **options)
+    description = json.loads(json.dumps(data.describe()))
+    again = rebuild(description)
+    assert again.fingerprint == data.fingerprint
+    for one, other in zip(data.train(32, seed=1).take(3), again.train(32, seed=1).take(3), strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+    with pytest.raises(ValueError, match="other examples than before"):
+        rebuild({**description, "fingerprint": "0" * 16})
+
+
+def test_data_put_together_by_hand_cannot_be_rebuilt():
+    with pytest.raises(ValueError, match="tiny was made by no loader"):
+        rebuild(tiny(9).describe())

@@ -21,12 +21,13 @@ OURS = {
     "losses": {"targets"},
     "metrics": {"targets"},
     "models": set(),
-    "distillation": {"analysis", "data", "distribution", "files", "losses"},
+    "artifact": {"files"},
+    "distillation": {"analysis", "artifact", "data", "distribution", "files", "losses"},
     "data": {"files"},
     "inspection": {"losses", "targets"},
     "distribution": {"inspection", "losses"},
-    "experiment": {"analysis", "data", "distribution", "files"},  # analysis for what a run observes as it trains
-    "analysis": set(),
+    "experiment": {"analysis", "artifact", "data", "distribution", "files"},  # analysis observes
+    "analysis": {"artifact"},
     "plots": {"files"},
     "report": {"analysis", "files", "plots"},  # analysis for intervals and Holm's correction
 }
@@ -37,6 +38,7 @@ HEAVY = {
     "losses": {"keras"},
     "metrics": {"keras"},
     "models": {"keras"},
+    "artifact": {"keras", "tensorflow"},
     "distillation": {"keras", "tensorflow"},  # a teacher is a SavedModel
     "data": {"tensorflow"},
     "inspection": {"keras", "tensorflow"},

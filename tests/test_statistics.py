@@ -261,6 +261,9 @@ class Labelled:
         self.augmented, self.asked = augmented, []
         self.sizes = {"train": 4_000, "held_out": held_out, "test": 50}
 
+    def size(self, split):
+        return self.sizes[split]
+
     def labels(self, split):
         return np.random.default_rng(0).permutation(self.sizes[split]) % NUM_CLASSES
 

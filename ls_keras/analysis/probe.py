@@ -1,28 +1,27 @@
 """A trained network, read from its SavedModel without the code that trained it."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ls_keras.analysis import arguments, endpoints
+from ls_keras.analysis import arguments
+from ls_keras.artifact import reading
 
 import numpy as np
 import tensorflow as tf
 
 ENDPOINTS = ("serve", "probe", "templates")
-# How far penultimate @ kernel + bias may lie from the logits, as a share of |penultimate| @ |kernel| + |bias|:
-# products of TensorFloat-32 inputs (10 bits) err by up to 2^-10, of bfloat16 inputs (7 bits) by up to 2^-7.
-_TOLERANCE = 2.0**-9
-_BFLOAT16_TOLERANCE = 2.0**-6
 # Rows that are run at a time, of arrays.
 _ROWS = 256
+
+_THIS_DATA = "Is this the data set that the network was trained on?"
 
 _HOW_TO_EXPORT = """Give the exported tf.Module three tf.functions and write it with tf.saved_model.save:
     serve(x) -> logits [N, K]
     probe(x) -> {"penultimate": [N, d], "logits": [N, K]}
     templates() -> {"kernel": [d, K], "bias": [K]}
-with penultimate @ kernel + bias == logits, as ls_keras.experiment.export does."""
+with penultimate @ kernel + bias == logits, as ls_keras.artifact.export does."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,7 +56,7 @@ class Probe:
     graphics processors may round to 10 bits) and to 2^-6 where activations or logits are bfloat16.
 
     Args:
-        network: folder of the SavedModel, or an object with the three functions, as `experiment.endpoints(model)`
+        network: folder of the SavedModel, or an object with the three functions, as `artifact.endpoints(model)`
             makes it of a Keras model.
 
     Attributes:
@@ -79,23 +78,23 @@ class Probe:
 
     def __init__(self, network: Any) -> None:
         if isinstance(network, str | Path):
-            self.name, network = f"SavedModel at {network}", endpoints.load(network)
+            self.name, network = f"SavedModel at {network}", reading.load(network)
         else:
             self.name = "network in memory"
-        found = {name: endpoints.function(network, name) for name in ENDPOINTS}
+        found = {name: reading.function(network, name) for name in ENDPOINTS}
         missing = [name for name, function in found.items() if function is None]
         if missing and hasattr(network, "get_weights"):
             raise ValueError(
                 f"Expected endpoints; received a Keras model, {getattr(network, 'name', 'without a name')}. Pass "
-                "experiment.endpoints(model), or write it with experiment.export(model, path) and pass that path."
+                "artifact.endpoints(model), or write it with artifact.export(model, path) and pass that path."
             )
         if missing:
             raise ValueError(
                 f"The {self.name} has no endpoint {', '.join(missing)}; it has "
-                f"{', '.join(endpoints.function_names(network)) or 'none at all'}. {_HOW_TO_EXPORT}"
+                f"{', '.join(reading.function_names(network)) or 'none at all'}. {_HOW_TO_EXPORT}"
             )
         self._serve, self._probe = (
-            endpoints.Endpoint(found[name], f"{name}(x) of the {self.name}", network) for name in ("serve", "probe")
+            reading.Endpoint(found[name], f"{name}(x) of the {self.name}", network) for name in ("serve", "probe")
         )
         self.kernel, self.bias = self._checked_templates(found["templates"]())
         self.num_classes = self.kernel.shape[1]
@@ -113,16 +112,25 @@ class Probe:
         return self._probed(_finite_inputs(self._probe.fitted(x), self._probe.name))
 
     def collect(self, dataset: tf.data.Dataset | tuple[Any, ...], limit: int | None = None) -> Collected:
-        """Returns activations, logits and labels of every example of a data set.
-
-        Args:
-            dataset: a `tf.data.Dataset` of batches `(x, labels)` or `(x, labels, weight)`, or such a tuple of whole
-                arrays. Labels are class indices `[n]` or `[n, 1]`, also as floats, or one-hot rows `[n, K]`. Rows of
-                weight 0 (padding) are dropped and may hold anything.
-            limit: at most so many examples, the first ones; None for all. An endless data set needs it.
+        """Returns activations, logits and labels of every example of a data set; see `batches`.
 
         Returns:
             A `Collected`: float32 arrays, in memory once, and one of them twice while batches are joined.
+        """
+        parts = list(self.batches(dataset, limit))
+        columns = {name: [getattr(part, name) for part in parts] for name in ("penultimate", "logits", "labels")}
+        del parts
+        return Collected(**{name: _joined(blocks) for name, blocks in columns.items()})
+
+    def batches(self, dataset: tf.data.Dataset | tuple[Any, ...], limit: int | None = None) -> Iterator[Collected]:
+        """Yields activations, logits and labels of the examples of a data set, batch by batch.
+
+        Args:
+            dataset: a `tf.data.Dataset` of batches `(x, labels)` or `(x, labels, weight)`, or such a tuple of whole
+                arrays; x may be a dictionary. Labels are class indices `[n]` or `[n, 1]`, also as floats, or one-hot
+                rows `[n, K]`. Rows of weight 0 (padding) are dropped and may hold anything. A network of sequences has
+                labels and weights `[n, ...]` for its positions, each an example of its own, in order.
+            limit: at most so many examples, the first ones; None for all. An endless data set needs it.
 
         Raises:
             ValueError: No example, an endless data set without a limit, inputs as in `serve`, labels that name no
@@ -131,25 +139,30 @@ class Probe:
         """
         if limit is not None and limit < 1:
             raise ValueError(f"Expected limit to be at least 1, or None for every example; got {limit}.")
-        penultimate, logits, labels, num_examples = [], [], [], 0
+        num_examples, num_rows = 0, 0
         for batch in _batches(dataset, limit):
-            x, label, kept = _unpacked(batch)
-            x, kept = self._probe.fitted(x), kept if limit is None else kept[: limit - num_examples]
-            if len(label) != len(x):
-                raise ValueError(f"Expected a label for each example; got {len(x)} examples and {len(label)} labels.")
-            _finite_inputs(tf.gather(x, kept), self._probe.name, num_examples)
+            x, labels, weight = _unpacked(batch)
+            x = self._probe.fitted(x)
+            if len(labels) != _num_rows(x):
+                raise ValueError(
+                    f"Expected a label for each example; got {_num_rows(x)} examples and {len(labels)} labels."
+                )
+            rows = np.flatnonzero(weight.reshape(len(labels), -1).any(axis=1))
+            # Beyond the limit, inputs may hold anything, as they may where nothing counts.
+            rows = rows if limit is None or weight.ndim > 1 else rows[: limit - num_examples]
+            _finite_inputs(_rows_of(x, rows), self._probe.name, num_rows)
             activation, logit = self._probed(x)
-            if not labels:
+            if not num_rows:
                 self._check_contract(x, activation, logit)
-            penultimate.append(activation[kept])
-            logits.append(logit[kept])
-            labels.append(self._labels(label[kept]))
-            num_examples += len(kept)
+            part = self._counted(activation, logit, labels, weight, None if limit is None else limit - num_examples)
+            _finite(part.logits, num_examples)
+            num_rows += len(rows)
+            num_examples += len(part.labels)
+            yield part
             if num_examples == limit:
                 break
         if num_examples == 0:
             raise ValueError("The data set has no example of weight above 0. Check the split and the filters.")
-        return Collected(_joined(penultimate), _finite(_joined(logits)), _joined(labels))
 
     def logit_differences(self, dataset: tf.data.Dataset, pair: tuple[int, int]) -> np.ndarray:
         """Returns the difference of two logits for repeated draws of the same examples.
@@ -172,7 +185,7 @@ class Probe:
             raise ValueError(f"Expected a pair of different classes in [0, {self.num_classes}); got {tuple(pair)}.")
         logits, indices = [], []
         for x, index in dataset:
-            logits.append(self.serve(x)[:, [first, second]])
+            logits.append(self.serve(x)[..., [first, second]])
             indices.append(np.asarray(index))
         if not indices:
             raise ValueError("The data set of draws is empty. Check the indices and the number of draws.")
@@ -186,14 +199,36 @@ class Probe:
         order = np.argsort(indices, kind="stable")
         return (logits[:, 0] - logits[:, 1])[order].reshape(len(examples), -1)
 
+    def _counted(
+        self, activation: np.ndarray, logit: np.ndarray, labels: np.ndarray, weight: np.ndarray, most: int | None
+    ) -> Collected:
+        """Returns the examples that count, at most so many; each position of a sequence is one."""
+        positions = logit.shape[:-1]
+        if labels.shape[: len(positions)] != positions or labels.ndim > len(positions) + 1:
+            raise ValueError(
+                f"Expected class indices of shape {list(positions)}, or one-hot rows; got labels of shape "
+                f"{list(labels.shape)}. {_THIS_DATA}"
+            )
+        if weight.shape == (*positions, 1):
+            weight = weight[..., 0]
+        if weight.shape not in (positions, positions[:1]):
+            raise ValueError(
+                f"Expected a weight for each of {' x '.join(map(str, positions))} labels; got shape {weight.shape}."
+            )
+        weight = np.broadcast_to(weight.reshape(weight.shape + (1,) * (len(positions) - weight.ndim)), positions)
+        kept = np.flatnonzero(weight)[:most]
+        activation, logit = (values.reshape(-1, values.shape[-1])[kept] for values in (activation, logit))
+        labels = labels.reshape(-1, *labels.shape[len(positions) :])[kept]
+        return Collected(activation, logit, self._labels(labels))
+
     def _labels(self, labels: np.ndarray) -> np.ndarray:
         try:
             return arguments.labels(labels, len(labels), self.num_classes)
         except ValueError as problem:
-            raise ValueError(f"{problem} Is this the data set that the network was trained on?") from None
+            raise ValueError(f"{problem} {_THIS_DATA}") from None
 
     def _served(self, x: tf.Tensor) -> np.ndarray:
-        return self._rows(endpoints.logits_of(self._serve(x), self._serve.name), x, "serve")
+        return self._rows(reading.logits_of(self._serve(x), self._serve.name), x, "serve")
 
     def _probed(self, x: tf.Tensor) -> tuple[np.ndarray, np.ndarray]:
         outputs = self._probe(x)
@@ -207,9 +242,9 @@ class Probe:
 
     def _rows(self, values: Any, x: tf.Tensor, name: str) -> np.ndarray:
         shape = tuple(getattr(values, "shape", ()))
-        if shape[:1] != tuple(x.shape[:1]):
+        if shape[:1] != (_num_rows(x),):
             raise ValueError(
-                f"Expected {name}(x) of the {self.name} to return a row for each of {x.shape[0]} examples; got shape "
+                f"Expected {name}(x) of the {self.name} to return a row for each of {_num_rows(x)} examples; got shape "
                 f"{shape}. {_HOW_TO_EXPORT}"
             )
         return _float32(values)
@@ -231,39 +266,38 @@ class Probe:
             raise ValueError(f"The templates of the {self.name} hold NaN or infinity: its training diverged.")
         return kernel, bias
 
-    def _check_contract(self, x: tf.Tensor, penultimate: np.ndarray, logits: np.ndarray) -> None:
+    def _check_contract(self, x: Any, penultimate: np.ndarray, logits: np.ndarray) -> None:
         num_features, num_classes = self.kernel.shape
-        if penultimate.shape[1:] != (num_features,) or logits.shape[1:] != (num_classes,):
+        if penultimate.shape != (*logits.shape[:-1], num_features) or logits.shape[-1] != num_classes:
             raise ValueError(
                 f"Expected penultimate [N, {num_features}] and logits [N, {num_classes}], as the kernel has "
                 f"shape {self.kernel.shape}; got {penultimate.shape} and {logits.shape}. {_HOW_TO_EXPORT}"
             )
-        finite = np.isfinite(logits).all(axis=1)  # the others are counted and refused later
-        penultimate, logits = penultimate[finite].astype(float), logits[finite]
-        expected = penultimate @ self.kernel + self.bias
-        size = np.abs(penultimate) @ np.abs(self.kernel) + np.abs(self.bias)
-        half = _survives_bfloat16(penultimate) or _survives_bfloat16(logits)
-        allowed = _BFLOAT16_TOLERANCE if half else _TOLERANCE
-        for name, values in (("probe", logits), ("serve", self._served(x)[finite])):
-            error = np.abs(values - expected) / np.maximum(size, np.finfo(np.float32).tiny)
-            if not (error <= allowed).all():  # NaN is no agreement
+        finite = np.isfinite(logits).all(axis=-1)  # the others are counted and refused later
+        for name, values in (("probe", logits), ("serve", self._served(x))):
+            difference = values.shape != logits.shape and f"they have shapes {values.shape} and {logits.shape}"
+            difference = difference or reading.disagreement(penultimate[finite], values[finite], self.kernel, self.bias)
+            if difference:
                 raise ValueError(
-                    f"The logits of {name}(x) are not penultimate @ kernel + bias in the {self.name}: they differ by "
-                    f"{error.max():.2g} of the terms' size, {allowed:.2g} is allowed. Export the input of the very "
-                    "last dense layer, that layer's kernel and bias, and logits without softmax."
+                    f"The logits of {name}(x) are not penultimate @ kernel + bias in the {self.name}: {difference}. "
+                    "Export the input of the very last dense layer, that layer's kernel and bias, and logits without "
+                    "softmax."
                 )
 
 
 def _batches(dataset: Any, limit: int | None) -> Iterator[Any]:
     if isinstance(dataset, tuple) and len(dataset) in (2, 3):
-        arrays = [np.asarray(each) for each in dataset]
-        lengths = [len(each) if each.ndim else None for each in arrays]
-        if None in lengths or len(set(lengths)) != 1:
+        x, *rest = dataset
+        x = {name: np.asarray(values) for name, values in x.items()} if isinstance(x, Mapping) else np.asarray(x)
+        arrays = (x, *map(np.asarray, rest))
+        shapes = [each.shape for each in tf.nest.flatten(arrays)]
+        if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
             raise ValueError(
                 "Expected arrays (x, labels) or (x, labels, weight) with a row for each example; got shapes "
-                f"{', '.join(str(each.shape) for each in arrays)}."
+                f"{', '.join(map(str, shapes))}."
             )
-        return (tuple(each[at : at + _ROWS] for each in arrays) for at in range(0, lengths[0], _ROWS))
+        starts = range(0, shapes[0][0], _ROWS)
+        return (tf.nest.map_structure(lambda each: each[at : at + _ROWS], arrays) for at in starts)  # noqa: B023
     if not isinstance(dataset, Iterable):
         raise ValueError(
             "Expected a tf.data.Dataset of batches (x, labels), or a tuple of two arrays; got "
@@ -275,7 +309,7 @@ def _batches(dataset: Any, limit: int | None) -> Iterator[Any]:
 
 
 def _unpacked(batch: Any) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Returns inputs, labels and the positions of the rows that count."""
+    """Returns inputs, labels and weights."""
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise ValueError(
             "Expected a data set of batches (x, labels) or (x, labels, weight); got "
@@ -285,31 +319,39 @@ def _unpacked(batch: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     labels = np.asarray(labels)
     if labels.ndim == 0:
         raise ValueError("Expected a data set of batches; got single examples. Batch it: dataset.batch(100).")
-    if not weight:
-        return x, labels, np.arange(len(labels))
-    weight = np.asarray(weight[0])
-    if weight.shape not in ((len(labels),), (len(labels), 1)):
+    weight = np.asarray(weight[0]) if weight else np.ones(len(labels))
+    if weight.shape[:1] != labels.shape[:1]:
         raise ValueError(f"Expected a weight for each of {len(labels)} labels; got shape {weight.shape}.")
-    return x, labels, np.flatnonzero(weight)
+    return x, labels, weight
 
 
-def _finite_inputs(x: tf.Tensor, name: str, num_before: int = 0) -> tf.Tensor:
-    if x.dtype.is_floating:
-        finite = tf.reduce_all(tf.math.is_finite(x), axis=range(1, x.shape.rank)).numpy()
+def _num_rows(x: Any) -> int:
+    return tf.nest.flatten(x)[0].shape[0]
+
+
+def _rows_of(x: Any, rows: np.ndarray) -> Any:
+    return tf.nest.map_structure(lambda values: tf.gather(values, rows), x)
+
+
+def _finite_inputs(x: Any, name: str, num_before: int = 0) -> Any:
+    for values in tf.nest.flatten(x):
+        if not values.dtype.is_floating:
+            continue
+        finite = tf.reduce_all(tf.math.is_finite(values), axis=range(1, values.shape.rank)).numpy()
         if not finite.all():
             raise ValueError(
-                f"The inputs hold NaN or infinity (as {x.dtype.name}): {np.sum(~finite)} of {len(finite)} examples "
-                f"given to {name}, the first is example {num_before + finite.argmin()}. Mend or drop them: layers such "
-                "as max pooling hide NaN, and what comes out looks like an answer."
+                f"The inputs hold NaN or infinity (as {values.dtype.name}): {np.sum(~finite)} of {len(finite)} "
+                f"examples given to {name}, the first is example {num_before + finite.argmin()}. Mend or drop them: "
+                "layers such as max pooling hide NaN, and what comes out looks like an answer."
             )
     return x
 
 
-def _finite(logits: np.ndarray) -> np.ndarray:
-    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+def _finite(logits: np.ndarray, num_before: int = 0) -> np.ndarray:
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=-1))
     if len(bad):
         raise ValueError(
-            f"{len(bad)} of {len(logits)} rows of logits hold NaN or infinity, the first is row {bad[0]}. "
+            f"{len(bad)} of {len(logits)} rows of logits hold NaN or infinity, the first is row {num_before + bad[0]}. "
             "Check the inputs, or that training did not diverge."
         )
     return logits
@@ -327,8 +369,3 @@ def _float32(values: tf.Tensor) -> np.ndarray:
 
 def _at_least_float32(values: tf.Tensor) -> np.ndarray:
     return values.numpy() if values.dtype == tf.float64 else _float32(values)
-
-
-def _survives_bfloat16(values: np.ndarray) -> bool:
-    # bfloat16 is the upper half of a float32.
-    return not (values.astype(np.float32).view(np.uint32) & 0xFFFF).any()

@@ -1,5 +1,6 @@
 """What the recipes train and evaluate on: the paper's splits, in batches that are reproducible by step."""
 
-from ls_keras.data.images import Data, load_images
+from ls_keras.data.dataset import Dataset, rebuild
+from ls_keras.data.images import Images, load_images
 
-__all__ = ["Data", "load_images"]
+__all__ = ["Dataset", "Images", "load_images", "rebuild"]

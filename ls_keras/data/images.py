@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from ls_keras.data.sources import read_arrays
 
@@ -21,7 +21,7 @@ _ORDER, _AUGMENTATION, _DRAWS = 0, 1, 2
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
+class Images:
     """A data set to train and evaluate on, in the splits `train`, `held_out` and `test`; see `load_images`.
 
     All batches hold float32 images and int32 labels. Those of `train` and `evaluation` have a static batch size,
@@ -38,6 +38,7 @@ class Data:
         flip: Whether training images are mirrored left to right with probability ½.
         arrays: Per split, the images as unsigned bytes [examples, *input_shape] and the int32 labels [examples].
         targets: What training batches hold in place of labels, float32 [training examples, ...]; see `with_targets`.
+        options: What `load_images` was given; nothing of data that were put together by hand.
     """
 
     name: str
@@ -50,11 +51,21 @@ class Data:
     flip: bool
     arrays: dict[str, tuple[np.ndarray, np.ndarray]] = field(repr=False)
     targets: np.ndarray | None = field(default=None, repr=False)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def num_train(self) -> int:
         """Number of training examples."""
-        return len(self.labels("train"))
+        return self.size("train")
+
+    def size(self, split: str) -> int:
+        """Return the number of a split's examples."""
+        return len(self.labels(split))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the options of `load_images` and the fingerprint, for `rebuild`."""
+        loader = load_images.__name__ if self.options else None
+        return {"loader": loader, "name": self.name, **self.options, "fingerprint": self.fingerprint}
 
     @property
     def augmented(self) -> bool:
@@ -82,7 +93,7 @@ class Data:
         """Return a split's labels in order: int32 [examples], read-only."""
         return self._split(split)[1]
 
-    def with_targets(self, targets: np.ndarray) -> "Data":
+    def with_targets(self, targets: np.ndarray) -> "Images":
         """Return the same data, whose training batches hold these targets in place of the labels.
 
         For what a teacher says of each training example; `labels` and `evaluation` stay as they are.
@@ -185,7 +196,7 @@ class Data:
             1,000 examples in batches of 128: eight batches, whose weights sum to 1,000.
         """
         _check_whole("batch_size", batch_size, 1)
-        num_examples = len(self.labels(split))
+        num_examples = self.size(split)
         if num_examples == 0:
             raise ValueError(
                 f"{self.name} was loaded with no {split!r} examples to evaluate on. Choose another split, or other "
@@ -303,7 +314,7 @@ def load_images(
     shift: int = 0,
     data_dir: str | os.PathLike | None = None,
     split_seed: int | None = None,
-) -> Data:
+) -> Images:
     """Load an image data set and split its training images in two, as the paper does.
 
     The first `train_size` official training images are trained on, the last `held_out_size` of them are held
@@ -383,7 +394,7 @@ def load_images(
     _check_every_class(name, arrays["train"][1], source.class_names)
     for part in (array for pair in arrays.values() for array in pair):
         part.flags.writeable = False
-    return Data(
+    return Images(
         name=name,
         input_shape=images.shape[1:],
         num_classes=len(source.class_names),
@@ -393,6 +404,16 @@ def load_images(
         max_shift=max_shift,
         flip=flip,
         arrays=arrays,
+        options={
+            "name": name,
+            "train_size": train_size,
+            "held_out_size": held_out_size,
+            "scaling": scaling,
+            "crop_padding": crop_padding,
+            "flip": flip,
+            "shift": shift,
+            "split_seed": split_seed,
+        },
     )
 
 
