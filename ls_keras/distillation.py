@@ -6,7 +6,7 @@ images are not augmented, `teacher_logits` asks the teacher once, and the answer
 """
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,8 +28,6 @@ from scipy.optimize import brentq
 _TRIAL_ROWS = 8
 # Values of a float64 block of probabilities: 32 MiB.
 _CHUNK_SIZE = 2**22
-# Softmax outputs sum to 1 so nearly in bfloat16, of 8 bits.
-_SUM_TOLERANCE = 2.0**-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +93,11 @@ def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shap
         >>> teacher(np.zeros((5, 8, 8, 1), "float32")).shape
         TensorShape([5, 10])
     """
+    num_classes = arguments.whole(num_classes, "num_classes", 2)
+    if not isinstance(input_shape, Sequence) or not all(isinstance(n, int | np.integer) for n in input_shape):
+        raise ValueError(
+            f"`input_shape` must be the shape of one example, as (32, 32, 3), without None; received {input_shape!r}."
+        )
     input_shape, path = tuple(input_shape), None if isinstance(teacher, keras.Model) else Path(teacher)
     name, endpoint = (teacher.name, _of_model(teacher)) if path is None else (str(path), _serve(path))
     loaded = Teacher(name, num_classes, input_shape, path, lambda x: reading.logits_of(endpoint(x), endpoint.name))
@@ -116,7 +119,7 @@ def load_teacher(teacher: str | Path | keras.Model, num_classes: int, input_shap
         raise ValueError(
             f"The teacher {name} returns NaN or infinity on inputs between 0 and 1: its training diverged."
         )
-    if _are_probabilities(logits):
+    if arguments.are_probabilities(logits):
         raise ValueError(
             f"The teacher {name} returns probabilities: no output is negative and all rows sum to 1. Export it without "
             "its softmax, or with the logarithm behind it."
@@ -242,7 +245,7 @@ def equivalent_smoothing(logits: np.ndarray, labels: np.ndarray, temperature: fl
     Reference: Müller, Kornblith, Hinton (2019), section 4.
     """
     logits, labels = _checked(logits, labels)
-    if not 0 < temperature < np.inf:
+    if not arguments.number(temperature, "temperature", "a finite number above 0") > 0:
         raise ValueError(f"`temperature` must be a finite number above 0; received {temperature}.")
     return _gamma(logits, labels, temperature)
 
@@ -278,7 +281,7 @@ def matching_temperature(logits: np.ndarray, labels: np.ndarray, gamma: float) -
         1.820478
     """
     logits, labels = _checked(logits, labels)
-    if not 0 < gamma < 1:
+    if not 0 < arguments.number(gamma, "gamma", "a number in (0, 1)") < 1:
         raise ValueError(
             f"`gamma` must be in (0, 1); received {gamma}. γ is 0 for hard targets and 1 for uniform ones."
         )
@@ -388,18 +391,12 @@ def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
             f"{len(wrong)} of {len(logits)} rows of logits hold NaN or infinity, or −∞ alone, the first is row "
             f"{wrong[0]}. Only masked classes may be at −∞. Check that the teacher's training did not diverge."
         )
-    if _are_probabilities(logits):
+    if arguments.are_probabilities(logits):
         raise ValueError(
             "Expected logits; received rows that are non-negative and sum to 1, as probabilities do. Pass the values "
             "before the softmax, or the logarithm of these."
         )
     return logits, labels
-
-
-def _are_probabilities(logits: np.ndarray) -> bool:
-    # A few rows of logits may come near it by accident.
-    tolerance = _SUM_TOLERANCE if len(logits) >= _TRIAL_ROWS else 1e-3
-    return logits.min() >= 0 and np.abs(logits.sum(axis=1, dtype=float) - 1).max() <= tolerance
 
 
 def _below_top(logits: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:

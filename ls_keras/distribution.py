@@ -192,6 +192,23 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     return line
 
 
+def _require_a_loss_of_the_whole_batch(model: keras.Model) -> None:
+    """Refuse what several replicas would compute of their own rows alone, once the model has been called."""
+    adding = [layer.name for layer in model._flatten_layers() if layer._get_own_losses()]
+    if adding:
+        raise ValueError(
+            f"{', '.join(adding)} adds to the loss, by an activity_regularizer or add_loss, and several replicas would "
+            "each add what their own rows give: a sum or a mean, which nothing here can tell. Train on one device, or "
+            "put that term into the loss."
+        )
+    given = getattr(model._compile_loss, "_user_loss", None)
+    if any(getattr(loss, "reduction", "mean") in (None, "none") for loss in keras.tree.flatten(given)):
+        raise ValueError(
+            "A loss with reduction=None has a value for each row, and with several replicas no one value to train by. "
+            "Leave reduction away."
+        )
+
+
 @keras.saving.register_keras_serializable("ls_keras")
 class Model(keras.Model):
     """A `keras.Model` that computes the same numbers on one device, on several, and on several workers.
@@ -223,6 +240,9 @@ class Model(keras.Model):
     classes are refused: arrays before any work, data sets when the batch comes. Labels of rows of weight 0, of
     `ignore_class` and under a Keras mask may be anything. `class_weight` multiplies sample weights, for labels of any
     kind and each position of a sequence; for targets from a teacher it goes by the label.
+
+    What a layer adds to the loss of its own batch (`activity_regularizer`, `add_loss`) may be a sum or a mean, and a
+    loss with `reduction=None` has one value for each row: of several replicas, both are refused by `fit`.
 
     Two things still depend on the number of replicas. `keras.layers.BatchNormalization` normalises by the rows of
     one replica, and each replica keeps moving statistics of its own, of which the first one's are saved; with
@@ -280,6 +300,8 @@ class Model(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
+        if self._is_replicated:
+            _require_a_loss_of_the_whole_batch(self)
         if not (training and self._accumulates):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         with losses.recorded_denominators() as denominators:

@@ -77,8 +77,16 @@ class Inspector:
             return x, y, weights
         if isinstance(x, tf.data.Dataset):
             return self._watch(x), y, weights
-        if any(getattr(getattr(each, "dtype", None), "kind", "") in ("U", "S") for each in keras.tree.flatten(y)):
-            raise ValueError("Labels must be real numbers; received strings. Number the classes from 0.")
+        kinds = {
+            "U" if isinstance(each, str) else getattr(getattr(each, "dtype", None), "kind", "")
+            for each in keras.tree.flatten(y)
+        }
+        if kinds & set("USO"):
+            what = "Python objects" if "O" in kinds else "strings"
+            raise ValueError(
+                f"Labels must be real numbers; received {what}. Number the classes from 0, in an array of integers "
+                "(`labels.astype(int)`, where they are numbers)."
+            )
         adapter = get_data_adapter(x, y, weights, shuffle=shuffle)
         if isinstance(adapter, ArrayDataAdapter):
             return x, y, self._read(adapter, weights)

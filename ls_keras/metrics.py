@@ -101,6 +101,7 @@ class _OverLogits(keras.metrics.Metric):
         labels, size = read_labels(y_true, logits), num_classes(logits)
         logits = ops.where(ops.expand_dims(counts, -1), logits, 0.0)
         fault = ops.where(counts, labels.fault + probabilities, 0.0)
+        fault = ops.where(weights < 0, float("nan"), fault)
         indices = ops.argmax(labels.targets, axis=-1) if columns else labels.indices
         return _Rows(
             ops.reshape(ops.log_softmax(logits), (-1, size)),

@@ -14,6 +14,8 @@ from keras import ops
 
 # A softmax rounded to bfloat16, of 8 bits, sums to 1 within 2⁻⁸; one of float32 within some 2⁻²⁴.
 _LOOSE, _TIGHT = 2.0**-8, 1e-5
+# Of K numbers rounded to two decimals, up to K/200 may be lost.
+_LOSS_OF_TWO_DECIMALS, _LOOSEST = 1 / 200, 0.1
 # Rows that are looked at for probabilities.
 _SAMPLE = 8
 # With so many free numbers, chance alone does not let every row sum to 1 within the loose bound.
@@ -177,7 +179,9 @@ def refuse_probabilities(logits: Any, counts: Any = None) -> Any:
     sample = ops.minimum(first + ops.arange(_SAMPLE, dtype="int32")[:total], total - 1)
     sampled = ops.take(kept, sample, axis=0)
     rows = ops.sum(ops.cast(sampled, "int32"))
-    bound = ops.where(rows * (size - 1) >= _MUCH_EVIDENCE, _LOOSE, _TIGHT)
+    rounded = ops.cast(size, "float32") * _LOSS_OF_TWO_DECIMALS
+    loose = ops.where(rows >= _SAMPLE, ops.minimum(ops.maximum(rounded, _LOOSE), _LOOSEST), _LOOSE)
+    bound = ops.where(rows * (size - 1) >= _MUCH_EVIDENCE, loose, _TIGHT)
     alike = _are_distributions(ops.take(flat, sample, axis=0), bound)
     found = ops.logical_and(rows >= 1, ops.all(ops.logical_or(alike, ops.logical_not(sampled))))
     visible = seen(found)
@@ -353,9 +357,11 @@ def _check_half(labels: Any, y_pred: Any) -> None:
 
 
 def _widened(labels: Any) -> Any:
-    """Bring short integers, which a number of classes may not fit in, to 32 bits."""
-    short = keras.backend.standardize_dtype(labels.dtype) in ("bool", "int8", "uint8", "int16", "uint16")
-    return ops.cast(labels, "int32") if short else labels
+    """Bring short integers, which a number of classes may not fit in, to 32 bits, and unsigned ones to signed."""
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    if dtype in ("bool", "int8", "uint8", "int16", "uint16"):
+        return ops.cast(labels, "int32")
+    return ops.cast(labels, "int64") if dtype in ("uint32", "uint64") else labels
 
 
 def _is_real(value: Any) -> bool:

@@ -190,6 +190,34 @@ def stock_fault(strategy):
     return None
 
 
+class Adding(keras.layers.Layer):
+    def call(self, x):
+        self.add_loss(keras.ops.mean(x**2))
+        return x
+
+
+def refused(strategy, layer, **options):
+    """What fit says of a network of one layer, and its weights after that."""
+    with strategy.scope():
+        inputs = keras.Input((5,))
+        network = keras.Sequential([inputs, layer(), keras.layers.Dense(3, kernel_initializer="zeros")])
+        model = distribution.Model(network.inputs, network.outputs)
+        model.compile(keras.optimizers.SGD(0.1), losses.SmoothedCrossentropy(0.1, **options))
+    try:
+        model.fit(training_batches().map(lambda x, y, w: (x, y)), steps_per_epoch=1, verbose=0)
+    except ValueError as problem:
+        return str(problem), float(abs(model.get_weights()[-2]).max())
+    return "nothing", 0.0
+
+
+PARTIAL = {
+    "activity": (lambda: keras.layers.ReLU(activity_regularizer="l2"), {}),
+    "add_loss": (Adding, {}),
+    "reduction": (keras.layers.ReLU, {"reduction": None}),
+    "weights": (lambda: keras.layers.Dense(5, kernel_regularizer="l2"), {}),
+}
+
+
 def main(name, path):
     if name == "mirrored":
         cpu = tf.config.list_physical_devices("CPU")[0]
@@ -210,6 +238,8 @@ def main(name, path):
     if name == "cpu":
         result["gradient norm"] = gradient_norm(compiled(strategy))
         result["joined"] = tagged(strategy, "mask", "ours", "[n, 1]", sgd(), batch=JOINED * BATCH, **weighted)
+    if name != "multi-worker":
+        result["refused"] = {what: refused(strategy, layer, **options) for what, (layer, options) in PARTIAL.items()}
     if name == "mirrored":
         result["steps"] = {" ".join(each): one_step(strategy, *each) for each in STEPS}
     if name == "multi-worker":

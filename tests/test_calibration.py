@@ -868,3 +868,24 @@ def test_docstring_examples():
             runner.run(test)
     assert runner.summarize(verbose=False).failed == 0
     assert runner.tries > 8
+
+
+@pytest.mark.parametrize(
+    "made", [lambda p: p.round(2), lambda p: 100 * p, lambda p: (100 * p).round(), lambda p: p.round(4)]
+)
+@pytest.mark.parametrize("num_classes", [3, 5, 10])
+def test_probabilities_as_files_hold_them_are_no_logits(made, num_classes):
+    generator = np.random.default_rng(0)
+    probabilities = scipy.special.softmax(3 * generator.normal(size=(200, num_classes)), axis=1)
+    labels = generator.integers(0, num_classes, 200)
+    with pytest.raises(ValueError, match="Expected logits; got rows that are non-negative and sum to 1"):
+        calibration.expected_calibration_error(made(probabilities), labels)
+
+
+def test_few_logits_may_sum_to_100():
+    assert calibration.negative_log_likelihood(np.array([[100.0, 0.0]]), np.array([0])) == 0.0
+
+
+def test_ragged_lists_are_named():
+    with pytest.raises(ValueError, match="Expected logits to be one array of real numbers; got a ragged list"):
+        calibration.expected_calibration_error([[1.0, 2.0], [1.0]], np.array([0, 1]))

@@ -669,7 +669,7 @@ def test_what_no_temperature_reaches_is_refused():
     with pytest.raises(ValueError, match="comes down to 1"):
         distillation.matching_temperature(np.full((2, 3), 7.0), np.array([0, 2]), 0.6)
     for gamma in (0.0, 1.0, -0.1, float("nan")):
-        with pytest.raises(ValueError, match=rf"\(0, 1\); received {gamma}"):
+        with pytest.raises(ValueError, match=rf"\(0, 1\); (received|got) {gamma}"):
             distillation.matching_temperature(logits, np.array([0, 1]), gamma)
 
 
@@ -677,7 +677,7 @@ def test_what_no_temperature_reaches_is_refused():
     ("logits", "labels", "temperature", "message"),
     [
         (np.zeros((2, 3)), [0, 1], 0.0, "`temperature` must be a finite number above 0"),
-        (np.zeros((2, 3)), [0, 1], float("nan"), "received nan"),
+        (np.zeros((2, 3)), [0, 1], float("nan"), "got nan"),
         (np.zeros(3), [0], 1.0, r"shape \(3,\)"),
         (np.zeros((2, 1)), [0, 0], 1.0, "K ≥ 2"),
         (np.zeros((2, 3)), [0, 1, 2], 1.0, r"labels of shape \[2\].*got shape \(3,\)"),
@@ -908,3 +908,24 @@ def test_what_it_comes_to(record_property):
         return accuracy(model, student)
 
     report(truth, theirs, record_property)
+
+
+@pytest.mark.parametrize("temperature", ["2", np.ones(2), True])
+def test_a_temperature_is_one_number(temperature):
+    with pytest.raises(ValueError, match="Expected temperature to be a finite number above 0"):
+        distillation.equivalent_smoothing(np.zeros((2, 3)), np.array([0, 1]), temperature)
+    with pytest.raises(ValueError, match=r"Expected gamma to be a number in \(0, 1\)"):
+        distillation.matching_temperature(np.zeros((2, 3)), np.array([0, 1]), temperature)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((K, (None,)), "shape of one example, .* without None"),
+        ((K, 4), "shape of one example"),
+        ((str(K), SHAPE), "num_classes to be an integer"),
+    ],
+)
+def test_the_shapes_of_a_teacher_are_numbers(teacher_folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        distillation.load_teacher(teacher_folder, *arguments)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -135,6 +136,22 @@ def test_evaluation_counts_each_example_once(results):
         history, uneven = results[where]["plain"]["history"], results[where]["plain"]["uneven"]
         np.testing.assert_allclose(history["val_accuracy"][-1], correct.mean(), atol=1e-6)
         np.testing.assert_allclose(uneven["accuracy"], np.average(correct, weights=weights), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("activity", r"^re_lu.* adds to the loss, by an activity_regularizer or add_loss"),
+        ("add_loss", "^adding.* adds to the loss"),
+        ("reduction", "^A loss with reduction=None has a value for each row"),
+        ("weights", "^nothing$"),
+    ],
+)
+def test_replicas_refuse_what_each_would_make_of_its_own_rows(results, what, message):
+    assert results["cpu"]["refused"][what][0] == "nothing"
+    said, weight = results["mirrored"]["refused"][what]
+    assert re.search(message, said), said
+    assert weight == 0.0, "no step was made"
 
 
 def test_one_chief_among_the_workers(results):

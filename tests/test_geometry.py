@@ -6,6 +6,7 @@ from ls_keras.analysis import geometry
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -350,6 +351,8 @@ def test_bad_classes_for_the_continuum():
         geometry.continuum(logits[:, :3], labels % 3, (0, 1), 2)
     with pytest.raises(ValueError, match="Class 0 has no example"):
         geometry.continuum(logits, np.ones(10, int), (0, 1), 2)
+    with pytest.raises(ValueError, match="as probabilities do"):
+        geometry.continuum(scipy.special.softmax(logits, axis=1), labels, (0, 1), 2)
     with pytest.raises(ValueError, match="NaN"):
         geometry.continuum(logits * np.nan, labels, (0, 1), 2)
     with pytest.raises(ValueError, match="constant"):

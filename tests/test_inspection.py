@@ -366,3 +366,19 @@ def test_images_of_nan_would_train_to_the_loss_of_chance():
     model.compile("sgd", SmoothedCrossentropy(0.1))
     with pytest.raises(ValueError, match=re.escape("Inputs must be finite numbers; received nan in row 0.")):
         model.fit(images, np.arange(8) % 5, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, 2, 0], dtype=object), "received Python objects"),
+        (list("abca"), "received strings"),
+        (np.array(list("abca")), "received strings"),
+    ],
+)
+def test_labels_that_are_no_numbers_are_refused(labels, message):
+    inputs = keras.Input((5,))
+    model = distribution.Model(inputs, keras.layers.Dense(3)(inputs))
+    model.compile("sgd", losses.SmoothedCrossentropy(0.1))
+    with pytest.raises(ValueError, match="Labels must be real numbers; " + message):
+        model.fit(np.zeros((4, 5)), labels, verbose=0)

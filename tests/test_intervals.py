@@ -374,3 +374,9 @@ def test_bad_p_values(p_values, message):
 def test_docstring_examples():
     result = doctest.testmod(intervals)
     assert result.failed == 0 and result.attempted > 5
+
+
+def test_what_overflows_has_no_interval():
+    differences = np.random.default_rng(0).normal(size=(3, 20)) * 1e200
+    with pytest.raises(ValueError, match=r"Expected differences within 1e\+75"):
+        intervals.crossed(differences)

@@ -725,3 +725,23 @@ def test_nan_logits_that_count_make_the_loss_nan():
     z = np.array([[0.0, 2.0], [np.nan, 1.0]], "float32")
     for loss in (SmoothedCrossentropy(0.1), ConfidencePenalty(0.1)):
         assert np.isnan(loss([0, 1], z))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int64"])
+def test_class_indices_of_every_integer_type(dtype):
+    labels = np.array([0, 1, 1, 0])
+    logits = np.random.default_rng(0).normal(size=(4, 3)).astype("float32")
+    expected = SmoothedCrossentropy(0.1)(labels, logits)
+    compiled = tf.function(SmoothedCrossentropy(0.1))
+    assert float(SmoothedCrossentropy(0.1)(labels.astype(dtype), logits)) == float(expected)
+    np.testing.assert_allclose(compiled(tf.constant(labels.astype(dtype)), tf.constant(logits)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [3, 10])
+def test_probabilities_with_two_decimals_are_no_logits(num_classes):
+    logits = np.random.default_rng(0).normal(size=(64, num_classes))
+    rounded = softmax(logits, axis=1).round(2).astype("float32")
+    loss = SmoothedCrossentropy(0.1)
+    with pytest.raises(ValueError, match="as probabilities do"):
+        loss(np.zeros(64, int), rounded)
+    assert np.isnan(tf.function(loss)(tf.zeros(64, tf.int32), tf.constant(rounded)))

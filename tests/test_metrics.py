@@ -259,3 +259,9 @@ def test_negative_weights_and_a_wrong_ignore_class_are_refused():
             classification(ignore_class=wrong)
     with pytest.raises(ValueError, match="Sample weights must have shape"):
         Accuracy()([0, 1], [[0.0, 2.0], [0.0, 3.0]], [1.0, 1.0, 1.0])
+
+
+def test_negative_weights_in_a_compiled_step_make_no_number():
+    for metric in classification():
+        tf.function(metric.update_state)(np.arange(8) % 3, tf.random.normal((8, 3)), -tf.ones(8))
+        assert np.isnan(metric.result())

@@ -183,7 +183,7 @@ def test_logit_differences(exported, path, examples):
     assert differences.dtype == np.float64
     network = Probe(path)
     for pair in ((0, 0), (0, 4), (-1, 2)):
-        with pytest.raises(ValueError, match=r"different classes in \[0, 4\)"):
+        with pytest.raises(ValueError, match=r"two different classes, integers in \[0, 4\)"):
             network.logit_differences(dataset, pair)
     with pytest.raises(ValueError, match=f"index {index[-1]} occurs 6 times"):
         network.logit_differences(dataset.unbatch().take(20).batch(4), (0, 1))
@@ -553,3 +553,19 @@ def test_what_is_no_data_set_of_batches(path, examples, data, message):
 def test_bad_limit(path, examples):
     with pytest.raises(ValueError, match="limit"):
         Probe(path).collect(tf.data.Dataset.from_tensors(examples), limit=0)
+
+
+def test_arguments_of_a_probe(path, examples):
+    (x, labels), network = examples, Probe(path)
+    for limit, message in ((labels, r"got ndarray\. Arrays come as one tuple"), (2.5, "got 2.5"), (True, "got True")):
+        with pytest.raises(ValueError, match="Expected limit to be an integer of at least 1.*" + message):
+            network.collect((x, labels), limit)
+    draws = tf.data.Dataset.from_tensor_slices((x[:4], [0, 0, 1, 1])).batch(2)
+    for pair in ((0.5, 1), "01", (0, 1, 2), (True, 2)):
+        with pytest.raises(ValueError, match="Expected pair to be two different classes"):
+            network.logit_differences(draws, pair)
+    with pytest.raises(ValueError, match="index of each draw's example as integers; got dtype float"):
+        network.logit_differences(draws.map(lambda x, index: (x, tf.cast(index, tf.float32))), (0, 1))
+    for weight in (np.nan, -1.0, np.inf):
+        with pytest.raises(ValueError, match="Weights must be finite numbers from 0 on"):
+            network.collect((x, labels, np.where(labels == 0, weight, 1.0)))

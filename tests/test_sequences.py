@@ -175,6 +175,17 @@ def test_a_soft_cap_behind_tied_embeddings_is_not_described_by_them(tmp_path):
         artifact.export(keras.Model(tokens, tied(penultimate, reverse=True)), tmp_path / "model")
 
 
+def test_a_mean_over_tokens_that_are_no_pads_is_exported(tmp_path):
+    """It has no value where all are pads, which is nothing that a network is tried out on."""
+    tokens = keras.Input((LENGTH,), dtype="int32")
+    mean = keras.layers.GlobalAveragePooling1D()(keras.layers.Embedding(NUM_CLASSES, WIDTH, mask_zero=True)(tokens))
+    penultimate = keras.layers.Dense(WIDTH, name="penultimate")(mean)
+    model = keras.Model(tokens, keras.layers.Dense(3, name="logits")(penultimate))
+    artifact.export(model, tmp_path / "model")
+    x = Sequences().rows("test")[0]["tokens"] % (NUM_CLASSES - 1) + 1
+    np.testing.assert_allclose(Probe(tmp_path / "model").serve(x), model(x), rtol=1e-5, atol=1e-6)
+
+
 # --- Identity
 
 

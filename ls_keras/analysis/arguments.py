@@ -12,7 +12,10 @@ def real(values: Any, name: str) -> np.ndarray:
         raise ValueError(
             f"Expected {name} without a mask, which would be lost here; got a masked array. Drop the masked rows."
         )
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as problem:  # rows of different lengths
+        raise ValueError(f"Expected {name} to be one array of real numbers; got a ragged list ({problem}).") from None
     # NumPy knows bfloat16 and the 8-bit floats only as "void" types with a name.
     small_float = array.dtype.kind == "V" and array.dtype.name.startswith(("bfloat", "float"))
     if not (array.dtype.kind in "fiu" or small_float):
@@ -20,6 +23,27 @@ def real(values: Any, name: str) -> np.ndarray:
             f"Expected {name} to be real numbers; got an array of dtype {array.dtype} and shape {array.shape}."
         )
     return array
+
+
+def are_probabilities(logits: np.ndarray) -> bool:
+    """Says whether rows `[N, K]` are probabilities or per cents: none is negative, and all sum to 1, or to 100.
+
+    They do so to 1 %, as rounding to bfloat16 leaves them or, of at least 8 rows, to the K/200 of numbers with two
+    decimals, though at most 10 %. Fewer rows may sum to 100 by chance.
+    """
+    few = len(logits) < 8
+    tolerance = 1e-2 if few else min(max(1e-2, logits.shape[1] / 200), 0.1)
+    rows = max(2**20 // logits.shape[1], 1)
+    for total in (1.0,) if few else (1.0, 100.0):
+        for start in range(0, len(logits), rows):
+            chunk = logits[start : start + rows]
+            with np.errstate(over="ignore", invalid="ignore"):  # of what is no probability
+                sums = chunk.sum(axis=1, dtype=float)
+                if not (chunk.min() >= 0 and np.all(np.abs(sums / total - 1) <= tolerance)):
+                    break
+        else:
+            return True
+    return False
 
 
 def whole(value: Any, name: str, least: int) -> int:

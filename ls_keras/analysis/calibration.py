@@ -733,10 +733,10 @@ def _checked(logits: np.ndarray, labels: np.ndarray, from_logits: bool) -> _Exam
             f"hold NaN, +infinity or -infinity alone, the first is row {bad[0]}. Drop those rows, or mend the network "
             "that made them."
         )
-    if all(_sum_to_one(chunk, _HALF_SUM_TOLERANCE).all() for chunk in _row_chunks(logits)):
+    if arguments.are_probabilities(logits):
         raise ValueError(
-            "Expected logits; got rows that are non-negative and sum to 1, as probabilities do. Pass "
-            "from_logits=False, or the values before the softmax."
+            "Expected logits; got rows that are non-negative and sum to 1 (or 100), as probabilities do. Pass "
+            "from_logits=False with rows that sum to 1, or the values before the softmax."
         )
     return _Examples(logits, labels, from_logits)
 

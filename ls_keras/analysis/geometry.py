@@ -328,6 +328,11 @@ def continuum(logits: np.ndarray, labels: np.ndarray, similar: tuple[int, int], 
     logits = arguments.real(logits, "logits")
     num_classes = logits.shape[1] if logits.ndim == 2 else None
     logits, labels = _checked_rows(logits, labels, num_classes, "logits")
+    if arguments.are_probabilities(logits):
+        raise ValueError(
+            "Expected logits; got rows that are non-negative and sum to 1, as probabilities do. Pass the values before "
+            "the softmax, or their logarithms."
+        )
     similar = arguments.classes(similar, "similar", 2, num_classes)
     chosen = arguments.classes((*similar, different), "similar and different", 3, num_classes)
     if num_classes < 4:

@@ -17,6 +17,8 @@ from scipy import optimize, special
 
 # Quantiles of the normal distribution beyond this one (a tail of 1.3e-12) are not told apart.
 _FARTHEST = 7.0
+# The fourth power of what is larger is no float64.
+_LARGEST = 1e75
 _TOO_FEW_SEEDS = 3
 # In standard deviations of one seed's value, how much values with little bias may still be drawn towards 0.
 _SHRINKAGE = 0.5
@@ -259,6 +261,8 @@ def _finite(values: Any, name: str) -> np.ndarray:
             f"Expected finite {name}; {np.count_nonzero(~np.isfinite(array))} of {array.size} are NaN or infinite. "
             "Leave out a network that diverged, with the one it is paired with."
         )
+    if np.abs(array).max(initial=0.0) > _LARGEST:
+        raise ValueError(f"Expected {name} within {_LARGEST:g}, whose powers are float64 numbers; got others.")
     return array
 
 

@@ -1,6 +1,7 @@
 """A trained network, read from its SavedModel without the code that trained it."""
 
 import dataclasses
+import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,12 @@ class Probe:
                 class in [0, K) (soft ones do not), logits with NaN or infinity, or a network whose penultimate
                 activations and templates do not give its logits.
         """
-        if limit is not None and limit < 1:
-            raise ValueError(f"Expected limit to be at least 1, or None for every example; got {limit}.")
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, numbers.Integral) or limit < 1):
+            received = repr(limit) if isinstance(limit, numbers.Number) else type(limit).__name__
+            raise ValueError(
+                f"Expected limit to be an integer of at least 1, or None for every example; got {received}. Arrays "
+                "come as one tuple: collect((x, labels))."
+            )
         num_examples, num_rows = 0, 0
         for batch in _batches(dataset, limit):
             x, labels, weight = _unpacked(batch)
@@ -180,9 +185,7 @@ class Probe:
             ValueError: A class that does not exist, a pair of equal classes, indices that occur unequally
                 often, or logits with NaN or infinity.
         """
-        first, second = pair
-        if first == second or not all(0 <= label < self.num_classes for label in pair):
-            raise ValueError(f"Expected a pair of different classes in [0, {self.num_classes}); got {tuple(pair)}.")
+        first, second = arguments.classes(pair, "pair", 2, self.num_classes)
         logits, indices = [], []
         for x, index in dataset:
             logits.append(self.serve(x)[..., [first, second]])
@@ -190,6 +193,8 @@ class Probe:
         if not indices:
             raise ValueError("The data set of draws is empty. Check the indices and the number of draws.")
         logits, indices = _finite(_joined(logits)).astype(float), _joined(indices)
+        if indices.dtype.kind not in "iu":
+            raise ValueError(f"Expected the index of each draw's example as integers; got dtype {indices.dtype}.")
         examples, counts = np.unique(indices, return_counts=True)
         if counts.min() != counts.max():
             raise ValueError(
@@ -320,6 +325,8 @@ def _unpacked(batch: Any) -> tuple[Any, np.ndarray, np.ndarray]:
     if labels.ndim == 0:
         raise ValueError("Expected a data set of batches; got single examples. Batch it: dataset.batch(100).")
     weight = np.asarray(weight[0]) if weight else np.ones(len(labels))
+    if not (weight.dtype.kind in "biuf" and np.isfinite(weight).all() and (weight >= 0).all()):
+        raise ValueError("Weights must be finite numbers from 0 on; got others. 0 leaves an example out.")
     if weight.shape[:1] != labels.shape[:1]:
         raise ValueError(f"Expected a weight for each of {len(labels)} labels; got shape {weight.shape}.")
     return x, labels, weight

@@ -312,11 +312,13 @@ def trial_inputs(shape: tuple[int, ...], dtype: tf.DType) -> tf.Tensor:
     Args:
         shape: of the whole batch.
         dtype: floats are drawn from [0, 1), where logarithms, roots and pixels live; whole numbers are 0 and 1, which
-            every vocabulary holds, and strings their digits.
+            every vocabulary holds, and strings their digits. The first of a row is 1: a row of pads alone has no mean.
     """
     noise = np.random.default_rng(0).random(shape)
     if dtype.is_floating:
         return tf.cast(noise, dtype)
+    if len(shape) > 1:
+        noise[..., 0] = 0.0
     digits = tf.cast(noise < 1 / 2, tf.int32)
     return tf.strings.as_string(digits) if dtype == tf.string else tf.cast(digits, dtype)
 
