@@ -654,6 +654,44 @@ class _WholeMean(keras.losses.Loss):
         return losses.reduce_weighted(values, sample_weight, mask, self.reduction)
 
 
+def metric_variables(model: keras.Model, batch: Any = None) -> list[keras.Variable]:
+    """Return the states of a compiled model's metrics, its loss among them, in a fixed order.
+
+    Keras makes most of them when the first batch comes; with that batch (x, labels), they are made now.
+    """
+    if batch is not None:
+        model._symbolic_build(data_batch=batch)
+    return [variable for metric in model.metrics for variable in metric.variables]
+
+
+def averages(model: keras.Model) -> bool:
+    """Say whether a model's optimizer keeps moving averages of the weights, which are what counts in the end."""
+    return bool(model.optimizer and _inner(model.optimizer).use_ema)
+
+
+def counted_weights(model: keras.Model) -> list[np.ndarray]:
+    """Return the weights that count, as `get_weights` does: where the optimizer averages them, the averages.
+
+    During training, Keras's `use_ema=True` keeps averages beside the weights and puts them in their place only at the
+    end of `fit`. What is observed, exported or evaluated earlier is to be read here.
+
+    Example:
+        >>> network.set_weights(counted_weights(model))  # a copy of the model as it would be at the end of fit()
+    """
+    averaged = {}
+    if averages(model) and model.optimizer.built:
+        optimizer = _inner(model.optimizer)
+        pairs = zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
+        averaged = {id(weight): average for weight, average in pairs}
+    return [np.array(averaged.get(id(weight), weight).numpy()) for weight in model.weights]
+
+
+def finish_averaging(model: keras.Model) -> None:
+    """Put averages in the weights' place, as the end of `fit` does; nothing where there are none."""
+    if averages(model):
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+
+
 def get_state(model: keras.Model) -> list[np.ndarray]:
     """Read everything that training changes, to save it.
 

@@ -4,16 +4,18 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from ls_keras import distribution, experiment, files
+from ls_keras import distribution, experiment, files, losses, metrics
 from ls_keras.analysis import Probe
 
 import keras
@@ -266,9 +268,10 @@ def test_a_second_run_gives_the_same_bytes_whatever_ran_before(undisturbed, tmp_
 def test_a_run_killed_while_it_wrote_a_checkpoint_ends_in_the_same_bytes(undisturbed, processes, capsys):
     workdir = processes("killed", status=-signal.SIGKILL)
     folder = workdir / "tiny" / "small"
-    with np.load(folder / "checkpoints" / "last.npz") as checkpoint:
+    with np.load(folder / "checkpoints" / "step-000000006.npz") as checkpoint:
         assert [row["step"] for row in json.loads(str(checkpoint["history"]))] == [3, 6]
     assert not (folder / "metrics.json").exists()
+    assert list((folder / "checkpoints").glob(".*")), "half a checkpoint, swept below"
     resumed = run(workdir, quiet=False)
     assert f"{folder}: going on from step 6" in capsys.readouterr().out
     assert everything_in(resumed.folder) == everything_in(undisturbed.folder)
@@ -287,11 +290,14 @@ def interrupt_at(monkeypatch, checkpoint):
     monkeypatch.setattr(np, "savez", savez)
 
 
-def test_an_interrupted_run_keeps_its_checkpoint_and_says_so(undisturbed, tmp_path, monkeypatch):
+def test_an_interrupted_run_keeps_its_checkpoint_and_says_so(undisturbed, tmp_path, monkeypatch, capsys):
     interrupt_at(monkeypatch, 4)
-    with pytest.raises(SystemExit, match=r"interrupted; .* goes on from the last checkpoint"), experiment.messages():
+    with pytest.raises(SystemExit) as ended, experiment.messages():
         run(tmp_path)
-    assert {path.name for path in (tmp_path / "tiny" / "small" / "checkpoints").iterdir()} == {"last.npz"}
+    assert ended.value.code == 130
+    assert re.search("interrupted; .* goes on from the last checkpoint", capsys.readouterr().err)
+    left = {path.name for path in (tmp_path / "tiny" / "small" / "checkpoints").iterdir()}
+    assert left == {"step-000000006.npz", "step-000000009.npz"}
     assert everything_in(run(tmp_path).folder) == everything_in(undisturbed.folder)
 
 
@@ -308,7 +314,8 @@ def test_a_full_disk_leaves_no_half_files_and_the_run_goes_on_later(undisturbed,
         run(tmp_path)
     left = {path.name for path in tmp_path.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
     # A run without a checkpoint is none; one with all checkpoints only lacks its end.
-    assert left == {"checkpoint": set(), "saved_model": {"config.json", "history.csv", "last.npz"}}[place]
+    kept = {"config.json", "history.csv", "step-000000009.npz", "step-000000012.npz"}
+    assert left == {"checkpoint": set(), "saved_model": kept}[place]
     assert everything_in(run(tmp_path).folder) == everything_in(undisturbed.folder)
 
 
@@ -378,10 +385,186 @@ def test_a_damaged_checkpoint_is_named_and_kept(undisturbed, tmp_path):
     folder = tmp_path / "tiny" / "small"
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(undisturbed.folder / "config.json", folder)
-    (folder / "checkpoints" / "last.npz").write_bytes(b"PK\x03\x04 truncated")
-    with pytest.raises(ValueError, match=r"last\.npz is damaged .*Remove it, and the run starts from step 0"):
+    (folder / "checkpoints" / "step-000000003.npz").write_bytes(b"PK\x03\x04 truncated")
+    with pytest.raises(ValueError, match=r"step-000000003\.npz is damaged .*Remove .* the run starts from step 0"):
         run(tmp_path)
-    assert (folder / "checkpoints" / "last.npz").exists()
+    assert (folder / "checkpoints" / "step-000000003.npz").exists()
+
+
+def test_the_checkpoint_before_a_damaged_one_is_gone_on_from(undisturbed, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 4)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.undo()
+    newest = tmp_path / "tiny" / "small" / "checkpoints" / "step-000000009.npz"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"step-000000009\.npz is damaged .*going on from step-000000006\.npz instead"):
+        again = run(tmp_path)
+    assert everything_in(again.folder) == everything_in(undisturbed.folder)
+
+
+# --- Signals
+
+
+build_plainly = tiny_recipe.build_model
+
+
+def averaging(config, images):
+    model = build_plainly(config, images)
+    optimizer = keras.optimizers.SGD(config.learning_rate, momentum=0.9, use_ema=True, ema_momentum=0.8)
+    model.compile(optimizer, losses.SmoothedCrossentropy(config.alpha), weighted_metrics=metrics.classification())
+    return model
+
+
+def signalled_at(monkeypatch, step, number=signal.SIGTERM):
+    """Send this process a signal after a step of its training."""
+    real = experiment._Watch.on_train_batch_end
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.start + batch + 1 == step:
+            os.kill(os.getpid(), number)
+        real(self, batch, logs)
+
+    monkeypatch.setattr(experiment._Watch, "on_train_batch_end", on_train_batch_end)
+
+
+@pytest.mark.parametrize(
+    ("build", "step", "number"),
+    [
+        (build_plainly, 1, signal.SIGTERM),
+        (build_plainly, 5, signal.SIGINT),
+        (build_plainly, 6, signal.SIGTERM),
+        (averaging, 5, signal.SIGTERM),
+    ],
+)
+def test_a_signal_ends_a_run_at_its_step_and_the_bytes_are_the_same(tmp_path, monkeypatch, capsys, build, step, number):
+    monkeypatch.setattr(tiny_recipe, "build_model", build)
+    monkeypatch.setattr(experiment, "_STEPS_PER_LOOK", 1)
+    undisturbed, before = run(tmp_path / "undisturbed"), signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        signalled_at(patch, step, number)
+        with pytest.raises(SystemExit) as ended, experiment.messages():
+            run(tmp_path / "ended")
+    assert ended.value.code == 128 + number
+    said = capsys.readouterr().err.strip().splitlines()
+    assert [line for line in said if "goes on from the last checkpoint" in line] == said[-1:]
+    newest = max((tmp_path / "ended" / "tiny" / "small" / "checkpoints").iterdir())
+    assert newest.name == f"step-{step:09d}.npz"
+    assert signal.getsignal(number) is before
+    again = run(tmp_path / "ended", quiet=False)
+    assert f"going on from step {step}" in capsys.readouterr().out
+    assert everything_in(again.folder) == everything_in(undisturbed.folder)
+
+
+def test_checkpoints_are_written_by_the_clock_too(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "_STEPS_PER_LOOK", 1)
+    saved, real = [], experiment.Checkpoints.save
+    monkeypatch.setattr(experiment.Checkpoints, "save", lambda self, each: (saved.append(each.step), real(self, each)))
+    again = run(tmp_path, checkpoint_minutes=0.0, checkpoints=1)
+    assert saved == list(range(1, 13))
+    assert everything_in(again.folder) == everything_in(undisturbed.folder)
+
+
+def test_the_averages_are_what_is_exported_after_the_last_step_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_recipe, "build_model", averaging)
+    undisturbed = run(tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_evaluated", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "ended")
+    assert everything_in(run(tmp_path / "ended").folder) == everything_in(undisturbed.folder)
+    last = history(undisturbed.folder)[-1]
+    assert last["val_nll"] == pytest.approx(undisturbed.metrics["held_out"]["nll"], rel=1e-6)
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+# --- Who works in a folder
+
+
+def test_a_second_run_leaves_the_first_ones_folder_alone(undisturbed, tmp_path, monkeypatch):
+    """Another process began meanwhile: its files stay, whatever becomes of this one."""
+    said, real = [], experiment._fit
+
+    def fit(*arguments):
+        if not said:
+            said.append("")
+            with pytest.raises(ValueError, match=f"another run .host .*, process {os.getpid()}, since 20") as problem:
+                run(tmp_path)
+            said[0] = str(problem.value)
+        real(*arguments)
+
+    monkeypatch.setattr(experiment, "_fit", fit)
+    again = run(tmp_path)
+    assert said[0].startswith(str(again.folder))
+    assert everything_in(again.folder) == everything_in(undisturbed.folder)
+
+
+@pytest.mark.parametrize(
+    ("host", "silent", "free"), [("elsewhere", 5, False), ("elsewhere", 600, True), (None, 5, True)]
+)
+def test_a_dead_lock_is_taken_over(tmp_path, host, silent, free):
+    """Of this host at once, of another one when its heartbeat has stopped."""
+    folder = tmp_path / "tiny" / "small"
+    folder.mkdir(parents=True)
+    lock = folder / ".lock"
+    lock.write_text(json.dumps({"host": host or socket.gethostname(), "process": 1, "since": "yesterday"}))
+    os.utime(lock, times=(time.time() - silent,) * 2)
+    if free:
+        assert run(tmp_path).metrics
+        assert not lock.exists()
+    else:
+        with pytest.raises(ValueError, match=r"another run .host elsewhere.* sign of life \d+ s ago"):
+            run(tmp_path)
+        assert lock.exists()
+
+
+def test_what_a_kill_after_the_end_left_is_swept(undisturbed, tmp_path):
+    shutil.copytree(undisturbed.folder, tmp_path / "tiny" / "small")
+    folder = tmp_path / "tiny" / "small"
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-000000012.npz").write_bytes(b"")
+    (folder / ".metrics.json.abcd").mkdir()
+    assert everything_in(run(tmp_path).folder) == everything_in(undisturbed.folder)
+    assert not (folder / ".metrics.json.abcd").exists()
+
+
+WORKERS = """
+import os, sys, time
+from pathlib import Path
+from ls_keras import experiment
+import tiny_recipe
+def endless(config, size, where):
+    (Path(sys.argv[1]) / str(os.getpid())).touch()
+    time.sleep(600)
+if __name__ == "__main__":
+    os.sched_getaffinity = lambda _: {0, 1}
+    with experiment.workers(experiment.Where(workdir=Path(sys.argv[1]))) as train:
+        train(endless, [tiny_recipe.Config(seed=seed) for seed in range(2)], size="small", what="networks")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_end_with_their_parent(tmp_path, number):
+    (tmp_path / "pool.py").write_text(WORKERS)
+    parent = start(tmp_path / "pool.py", tmp_path / "pids")
+    (tmp_path / "pids").mkdir()
+    wait(lambda: len(list((tmp_path / "pids").iterdir())) == 2, parent)
+    workers = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    parent.send_signal(number)
+    parent.communicate(timeout=600)
+    wait(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+
+
+def wait(until, process=None):
+    """Until something is so, however busy the machine is; a process that ends before is a failure."""
+    while not until():
+        assert process is None or process.poll() is None, process.communicate()[0].decode()
+        time.sleep(0.05)
 
 
 def test_a_folder_with_other_files_is_neither_filled_nor_emptied(tmp_path):

@@ -8,20 +8,19 @@ import contextlib
 import csv
 import dataclasses
 import difflib
-import errno
 import io
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -32,6 +31,7 @@ from ls_keras.analysis import Probe, calibration
 from ls_keras.artifact.reading import digest, reason
 from ls_keras.artifact.writing import Endpoints, endpoints, export, tensorflow_writes, write
 from ls_keras.data import Dataset
+from ls_keras.experiment.folder import DAMAGE, Checkpoint, Checkpoints, claimed, sweep
 
 import keras
 import numpy as np
@@ -69,10 +69,6 @@ _CAUSES = (
     "Training diverged. Usual causes: a learning rate that is too high (lower it, warm it up or clip gradients), "
     "labels outside [0, num_classes), or inputs that are not finite. No checkpoint is kept: the run starts at step 0."
 )
-# What the disk says when a folder that could be written no longer can.
-_DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-# What NumPy says of an .npz file of which bytes are missing or changed.
-_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class Config(Protocol):
@@ -96,6 +92,10 @@ class Where:
     """devices to train on; auto takes a TPU, the workers of TF_CONFIG, several GPUs, or the one device"""
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     """arithmetic of the hidden layers; logits, losses and weights stay float32"""
+    checkpoints: int = 2
+    """checkpoints that stay, for a newest one that was damaged"""
+    checkpoint_minutes: float = 10.0
+    """time after which a checkpoint is written between two evaluations, at each of which one is written anyway"""
     snapshots: bool = False
     """keep a SavedModel of every moment at which the network is observed, in snapshots/"""
     quiet: bool = False
@@ -155,7 +155,7 @@ class Run:
         try:
             with path.open("rb") as file, np.load(file) as stored:
                 arrays = dict(stored)
-        except _DAMAGE as problem:
+        except DAMAGE as problem:
             raise ValueError(f"{path} is damaged ({problem}). {again}") from problem
         splits = sorted({name.rpartition("_")[0] for name in arrays})
         if split not in splits:
@@ -164,6 +164,14 @@ class Run:
         if len({np.shape(column) for column in columns.values()}) != 1:
             raise ValueError(f"{path} is damaged (arrays of {split} are missing or differ in length). {again}")
         return Examples(**columns)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal, SIGINT or SIGTERM, ended a run, after a checkpoint where it was training."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 Observe = Callable[[Probe, Dataset], dict[str, float]]
@@ -210,7 +218,8 @@ def messages(traceback: bool = False) -> Iterator[None]:
     """Show errors as messages without their Python traceback, and nothing of TensorFlow's own warnings."""
     tf.get_logger().setLevel("ERROR")
     try:
-        yield
+        with _signals():
+            yield
     except (ValueError, OSError, FloatingPointError, MemoryError, tf.errors.OpError) as problem:
         if traceback:
             raise
@@ -220,10 +229,41 @@ def messages(traceback: bool = False) -> Iterator[None]:
         elif isinstance(problem, tf.errors.OpError):
             text = f"TensorFlow failed: {reason(problem)}"
         sys.exit(f"error: {text} (--traceback shows where)")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as problem:
         if traceback:
             raise
-        sys.exit("\ninterrupted; what is finished stays, and the same command goes on from the last checkpoint")
+        number = getattr(problem, "number", signal.SIGINT)
+        said = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+        tqdm.write(
+            f"\n{said}; what is finished stays, and the same command goes on from the last checkpoint", file=sys.stderr
+        )
+        sys.exit(128 + number)
+
+
+class _Signals:
+    """Signals to end: raised as `Stopped`, in training only once a checkpoint has been written."""
+
+    def __init__(self) -> None:
+        self.training, self.received = False, 0
+
+    def __call__(self, number: int, frame: Any) -> None:
+        # The second one does not wait.
+        if not self.training or self.received:
+            raise Stopped(number)
+        self.received = number
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # Python hands signals to no other
+        before = {number: signal.signal(number, signals) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run(
@@ -239,7 +279,8 @@ def run(
 ) -> Run:
     """Train, evaluate and export one network, or return it if its folder says that it is done.
 
-    An interrupted run goes on from its last checkpoint and, on one device, ends in the same bytes. TensorFlow
+    An interrupted run goes on from its last checkpoint and, on one device, ends in the same bytes. SIGINT and SIGTERM
+    write one at the next step (of several workers, the last evaluation's stays) and raise `Stopped`. TensorFlow
     has no switch back from deterministic operations, so they stay on in this process afterwards; so do the seeds
     that were set.
 
@@ -259,7 +300,9 @@ def run(
         The finished run.
 
     Raises:
-        ValueError: If the config, the data or the folder (of another config) do not fit, before any work.
+        ValueError: If the config, the data or the folder (of another config, or worked in by another process) do not
+            fit, before any work.
+        Stopped: By a signal; a KeyboardInterrupt.
         FloatingPointError: If training diverges: the loss or a weight stops being finite, or weights or logits end
             above 2²⁴, where float32 does not tell apart what differs by 1. No checkpoint is left, since from it every
             run would end the same way; `history.csv` shows where it began.
@@ -277,12 +320,18 @@ def run(
         return finished
     strategy = distribution.strategy(where.strategy)
     chief = distribution.is_chief(strategy)
+    checkpoints = Checkpoints(folder, where.checkpoints)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_settings(config.seed, where.precision))
+        signals = stack.enter_context(_signals())
         data = load_data(config, where.data_dir)
         record["data"] = json.loads(json.dumps(data.describe()))
         _require_same_data(folder, record["data"])
-        stack.enter_context(_claimed(folder, {**record, **_surroundings(strategy)}, chief))
+        if chief:
+            stack.enter_context(claimed(folder, {**record, **_surroundings(strategy)}, checkpoints))
+            finished = _finished(folder, record)
+            if finished:  # while the lock was waited for
+                return finished
         with strategy.scope():
             model = build_model(config, data)
             model.optimizer.build(model.trainable_variables)
@@ -298,28 +347,44 @@ def run(
         if not getattr(config, "observe_every", 0):
             observe = None
         observer = observe and _Observer(observe, single, module, data, folder, where)
-        _fit(model, config, data, folder, chief, where, observer)
-        splits = {s: data.evaluation(s, config.batch_size) for s in ("held_out", "test") if data.size(s)}
-        metrics = {s: model.evaluate(d, verbose=0, return_dict=True) for s, d in splits.items()}
-        metrics = {s: {k: _rounded(v) for k, v in m.items() if k != "loss"} for s, m in metrics.items()}
-        metrics = {"steps": config.steps, "seconds": round(time.perf_counter() - started, 1), **metrics}
+        _fit(model, config, data, checkpoints, chief, where, observer, signals)
+        metrics = {"steps": config.steps, **_evaluated(model, data, config)}
         if chief:
-            single.set_weights(model.get_weights())
-            _require_finite(single, config.steps)
-            _require_small("weight", [weight.numpy() for weight in single.trainable_weights], config.steps)
-            examples = _examples(Probe(module), splits, config.steps)
-            write(module, folder / "saved_model")
-            with files.beside(folder / "examples.npz") as temporary:
-                np.savez(temporary, **examples)
+            single.set_weights(distribution.counted_weights(model))
+            _export(single, module, data, config, folder)
+            metrics["seconds"] = round(time.perf_counter() - started, 1)
             files.replace(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
             # Not before: killed in between, the run would start again from nothing.
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            checkpoints.remove()
     summary = "; ".join(
         f"{split.replace('_', '-')}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics[split].items())
-        for split in splits
+        for split in _splits(data)
     )
     _say(f"{folder}: {summary}", where)
     return Run(folder, metrics)
+
+
+def _splits(data: Dataset) -> list[str]:
+    return [split for split in ("held_out", "test") if data.size(split)]
+
+
+def _evaluated(model: keras.Model, data: Dataset, config: Config) -> dict[str, dict[str, float]]:
+    found = {}
+    for split in _splits(data):
+        measured = model.evaluate(data.evaluation(split, config.batch_size), verbose=0, return_dict=True)
+        found[split] = {name: _rounded(value) for name, value in measured.items() if name != "loss"}
+    return found
+
+
+def _export(network: keras.Model, module: Endpoints, data: Dataset, config: Config, folder: Path) -> None:
+    """Write a trained network, and what it makes of each example."""
+    _require_finite(network, config.steps)
+    _require_small("weight", [weight.numpy() for weight in network.trainable_weights], config.steps)
+    splits = {split: data.evaluation(split, config.batch_size) for split in _splits(data)}
+    examples = _examples(Probe(module), splits, config.steps)
+    write(module, folder / "saved_model")
+    with files.beside(folder / "examples.npz") as temporary:
+        np.savez(temporary, **examples)
 
 
 @contextlib.contextmanager
@@ -361,10 +426,15 @@ def workers(where: Where) -> Iterator[Train]:
     with contextlib.ExitStack() as stack:
         if not alone:
             spawn = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(min(count, _MOST_WORKERS), spawn, initializer=_one_thread)
+            pool = ProcessPoolExecutor(min(count, _MOST_WORKERS), spawn, initializer=_begin_worker)
             # On an error the networks that wait are not begun.
             stack.callback(pool.shutdown, cancel_futures=True)
-        yield train
+        try:
+            yield train
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # by a signal, at which each writes a checkpoint
+            raise
 
 
 def label(config: Config, size: str, sizes: Mapping[str, Config]) -> str:
@@ -402,41 +472,47 @@ class _Observer:
 
 
 class _Watch(keras.callbacks.Callback):
-    """Progress bar, history, TensorBoard, checkpoints, and an end to a diverging run."""
+    """Progress bar, history, TensorBoard, checkpoints, and an end to a diverging run or at a signal."""
 
     def __init__(
         self,
-        folder: Path,
+        checkpoints: Checkpoints,
         config: Config,
-        history: list[dict[str, float]],
+        saved: Checkpoint | None,
         observer: _Observer | None,
+        signals: _Signals,
         *,
         chief: bool,
-        show: bool,
+        where: Where,
     ) -> None:
         super().__init__()
-        self.folder, self.config, self.history, self.observer = folder, config, history, observer
-        self.checkpoint = _checkpoint(folder)
-        self.start = self.step = _steps_done(history)
-        self.chief = chief
-        with tensorflow_writes(folder / "tensorboard"):
-            self.events = tf.summary.create_file_writer(str(folder / "tensorboard")) if self.chief else None
+        self.checkpoints, self.config, self.observer, self.signals = checkpoints, config, observer, signals
+        self.folder = checkpoints.folder.parent
+        self.saved, self.history = saved, saved.history if saved else []
+        self.start = self.step = saved.step if saved else 0
+        self.chief, self.minutes, self.written = chief, where.checkpoint_minutes, time.monotonic()
+        with tensorflow_writes(self.folder / "tensorboard"):
+            self.events = tf.summary.create_file_writer(str(self.folder / "tensorboard")) if self.chief else None
         self.bar = tqdm(
             total=config.steps,
             initial=self.step,
             unit="step",
             leave=False,
-            disable=not show,
-            desc=folder.name,
+            disable=not chief or where.quiet,
+            desc=self.folder.name,
         )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self.chief and self.observer and not self.history:
-            self.history.append({"step": 0, **self.observer(self.model.get_weights(), 0)})
+            self.history.append({"step": 0, **self.observer(distribution.counted_weights(self.model), 0)})
             self._log(self.history[-1])
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.start = self.step
+        if self.saved and self.saved.metrics:  # Keras has just reset what was counted since the last evaluation
+            for variable, value in zip(distribution.metric_variables(self.model), self.saved.metrics, strict=True):
+                variable.assign(value)
+        self.saved = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         step = self.start + batch + 1
@@ -445,17 +521,28 @@ class _Watch(keras.callbacks.Callback):
             self._check(logs["loss"], step)
             self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
         self.step = step
+        # Several workers keep their metrics in parts, which all would have to read together.
+        alone = not isinstance(self.model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        between = step % self.config.evaluate_every != 0
+        late = time.monotonic() - self.written > 60 * self.minutes
+        if alone and between and (late or self.signals.received):
+            self._check(logs["loss"], step)
+            metrics = [variable.numpy() for variable in distribution.metric_variables(self.model)]
+            self._save(metrics, distribution.get_state(self.model))
+        if self.signals.received and (between or not alone):
+            raise Stopped(self.signals.received)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._check(logs["loss"], self.step)
         self._check(logs["val_loss"], self.step)
         _require_finite(self.model, self.step)
+        self.state = distribution.get_state(self.model)
         row = {"step": self.step, **{name: _rounded(value) for name, value in logs.items()}}
         self.history.append(row)
         if not self.chief:
             return
         if self.observer and self.step % self.config.observe_every == 0:
-            row |= self.observer(self.model.get_weights(), self.step)
+            row |= self.observer(distribution.counted_weights(self.model), self.step)
         self._log(row)
         text = io.StringIO()
         columns = dict.fromkeys(name for row in self.history for name in row)
@@ -463,9 +550,13 @@ class _Watch(keras.callbacks.Callback):
         table.writeheader()
         table.writerows(self.history)
         files.replace(self.folder / "history.csv", text.getvalue())
-        self.checkpoint.parent.mkdir(exist_ok=True)
-        with files.beside(self.checkpoint) as temporary:
-            np.savez(temporary, *distribution.get_state(self.model), history=json.dumps(self.history))
+        self._save([], self.state)
+        if self.signals.received:
+            raise Stopped(self.signals.received)
+
+    def _save(self, metrics: list[np.ndarray], state: list[np.ndarray]) -> None:
+        self.checkpoints.save(Checkpoint(self.step, self.history, state, metrics))
+        self.written = time.monotonic()
 
     def _log(self, row: dict[str, float]) -> None:
         with tensorflow_writes(self.folder / "tensorboard"), self.events.as_default(step=row["step"]):
@@ -487,37 +578,47 @@ def _fit(
     model: keras.Model,
     config: Config,
     data: Dataset,
-    folder: Path,
+    checkpoints: Checkpoints,
     chief: bool,
     where: Where,
     observer: _Observer | None,
+    signals: _Signals,
 ) -> None:
-    history: list[dict[str, float]] = []
-    if _checkpoint(folder).exists():
-        history, state = _read_checkpoint(_checkpoint(folder))
-        distribution.set_state(model, state)
-        _say(f"{folder}: going on from step {_steps_done(history):,}", where)
-    done = _steps_done(history)
-    if done >= config.steps:
-        return
-    watch = _Watch(folder, config, history, observer, chief=chief, show=chief and not where.quiet)
+    saved, every = checkpoints.latest(), config.evaluate_every
+    if saved:
+        distribution.set_state(model, saved.state)
+        if saved.metrics:
+            distribution.metric_variables(model, next(iter(data.train(config.batch_size, seed=config.seed))))
+        _say(f"{checkpoints.folder.parent}: going on from step {saved.step:,}", where)
+    done = saved.step if saved else 0
+    watch = _Watch(checkpoints, config, saved, observer, signals, chief=chief, where=where)
+    callbacks = [watch]
+    if distribution.averages(model):
+        callbacks.insert(0, keras.callbacks.SwapEMAWeights())  # validation, too, is of the weights that count
     split = "held_out" if data.size("held_out") else "test"
+    signals.training = True
     try:
-        model.fit(
-            data.train(config.batch_size, seed=config.seed, start_step=done),
-            steps_per_epoch=config.evaluate_every,
-            initial_epoch=done // config.evaluate_every,
-            epochs=config.steps // config.evaluate_every,
-            validation_data=data.evaluation(split, config.batch_size),
-            callbacks=[watch],
-            verbose=0,
-        )
+        while done < config.steps:
+            # What is left of an interval that was interrupted, by itself; then all others.
+            left = -done % every
+            model.fit(
+                data.train(config.batch_size, seed=config.seed, start_step=done),
+                steps_per_epoch=left or every,
+                initial_epoch=done // every,
+                epochs=done // every + 1 if left else config.steps // every,
+                validation_data=data.evaluation(split, config.batch_size),
+                callbacks=callbacks,
+                verbose=0,
+            )
+            done = watch.step
+            if done < config.steps and distribution.averages(model):
+                # Keras ends fit() with the averages in the weights' place.
+                distribution.set_state(model, watch.state)
+        if saved and saved.step == config.steps:
+            distribution.finish_averaging(model)
     finally:
+        signals.training = False
         watch.close()
-
-
-def _steps_done(history: list[dict[str, float]]) -> int:
-    return int(history[-1]["step"]) if history else 0
 
 
 def _require_finite(model: keras.Model, step: int) -> None:
@@ -569,19 +670,6 @@ def _settings(seed: int, precision: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def _checkpoint(folder: Path) -> Path:
-    return folder / "checkpoints" / "last.npz"
-
-
-def _read_checkpoint(path: Path) -> tuple[list[dict[str, float]], list[np.ndarray]]:
-    try:
-        with path.open("rb") as file, np.load(file) as arrays:
-            history = json.loads(str(arrays["history"]))
-            return history, [arrays[f"arr_{i}"] for i in range(len(arrays.files) - 1)]
-    except _DAMAGE as problem:
-        raise ValueError(f"{path} is damaged ({problem}). Remove it, and the run starts from step 0.") from problem
-
-
 def _finished(folder: Path, record: dict[str, Any]) -> Run | None:
     """Return the run that `folder` holds if it is complete; refuse a folder that holds something else."""
     if not (folder / "config.json").exists():
@@ -608,6 +696,8 @@ def _finished(folder: Path, record: dict[str, Any]) -> Run | None:
         )
     if not (folder / "metrics.json").exists():
         return None
+    sweep(folder)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of a run that was killed between the two
     return Run(folder, _read_json(folder / "metrics.json"))
 
 
@@ -630,41 +720,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as problem:
         raise ValueError(f"{path} is damaged ({problem}). Remove {path.parent} to run again.") from problem
     return content
-
-
-@contextlib.contextmanager
-def _claimed(folder: Path, record: dict[str, Any], chief: bool) -> Iterator[None]:
-    """Open a run's folder; a run that fails before its first checkpoint leaves nothing behind."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        if chief:
-            _open(folder, record)
-        yield
-    except BaseException as problem:
-        if chief and isinstance(problem, FloatingPointError) and _checkpoint(folder).exists():
-            # From there every run would end the same way. The history stays, to see where it began.
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        elif chief and not _checkpoint(folder).exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # where another run has begun meanwhile
-                for path in new[1:]:
-                    path.rmdir()
-        if isinstance(problem, OSError) and problem.errno in _DISK_TROUBLE:
-            raise OSError(
-                f"{folder} can no longer be written ({problem.strerror}). Mend that and give the command again: it "
-                "goes on from the last checkpoint, if there was one."
-            ) from problem
-        raise
-
-
-def _open(folder: Path, record: dict[str, Any]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.replace(folder / "config.json", json.dumps(record, indent=2) + "\n")
-    except OSError as problem:
-        raise OSError(
-            f"{folder} cannot be written ({problem.strerror}). Mend that, or choose another --workdir."
-        ) from problem
 
 
 def _steps_per_execution(interval: int) -> int:
@@ -730,12 +785,19 @@ def _counted(finished: Run, bar: tqdm) -> Run:
     return finished
 
 
-def _one_thread() -> None:
+def _begin_worker() -> None:
     # Interrupted from the keyboard, workers end without a traceback each.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     tf.get_logger().setLevel("ERROR")
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it has ended, however that was: the queue between them would not."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _say(text: str, where: Where) -> None:
@@ -771,7 +833,7 @@ def _in_a_name(value: Any) -> str:
 
 def _surroundings(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     return {
-        "revision": _revision(Path(__file__).parents[1]),
+        "revision": _revision(Path(__file__).parents[2]),
         "versions": {
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
