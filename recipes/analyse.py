@@ -31,6 +31,8 @@ from tqdm import tqdm
 
 OBSERVED_PAIR = (0, 5)
 MOST_NETWORKS = 6
+# Examples of a split that are looked at in training.
+MOST_OBSERVED = 10_000
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def observe(probe: analysis.Probe, data: Images) -> dict[str, float]:
     5 fresh ones; nothing is drawn where training images are not augmented.
     """
     datasets = _observed(data)
-    train, held_out = (probe.collect(datasets[split], limit=10_000) for split in ("train", "held_out"))
+    train, held_out = (probe.collect(datasets[split], limit=MOST_OBSERVED) for split in ("train", "held_out"))
     network = Network("", probe.kernel, probe.bias, train, held_out)
     seen = {
         "tightness": _plane_statistics(network, "train")["spread over distance of centres"],
@@ -270,14 +272,16 @@ def observe(probe: analysis.Probe, data: Images) -> dict[str, float]:
 
 @functools.lru_cache(maxsize=1)
 def _observed(data: Images) -> dict[str, tf.data.Dataset]:
-    """Build what `observe` reads: once for a network, since building takes longer than reading."""
-    datasets = {"train": data.evaluation("train", 500), "held_out": data.evaluation(_held_out(data), 500)}
+    """Build what `observe` reads: once for a network, and kept in memory, since building takes longer than reading."""
+    batches = -(-MOST_OBSERVED // 500)
+    datasets = {split: data.evaluation(split, 500).take(batches) for split in ("train", _held_out(data))}
+    datasets["held_out"] = datasets.pop(_held_out(data))
     if data.augmented:
         labels = data.labels("train")
         rows = np.concatenate([np.flatnonzero(labels == label)[:300] for label in OBSERVED_PAIR])
         for name, number, seed in (("draws", 20, 0), ("fresh", 5, 1)):
             datasets[name] = data.draws(rows, number, seed=seed, batch_size=500)
-    return datasets
+    return {name: dataset.cache() for name, dataset in datasets.items()}
 
 
 def _held_out(data: Images) -> str:

@@ -205,6 +205,10 @@ def test_every_folder_of_the_main_job_has_a_short_name(tmp_path):
     )
     name = experiment.label(config, "digits", mnist_mlp.SIZES)
     assert len(name.encode()) <= 200
+    wide = dataclasses.replace(config, units=tuple(range(1000, 1040)))
+    names = [experiment.label(each, "digits", mnist_mlp.SIZES) for each in (wide, dataclasses.replace(wide, seed=5))]
+    assert len(set(names)) == 2
+    assert max(len(each.encode()) for each in names) <= 200
     module.weight.assign(2.0)
     tf.saved_model.save(module, str(teacher))
     assert experiment.label(config, "digits", mnist_mlp.SIZES) != name

@@ -252,6 +252,16 @@ def test_right_answers_are_those_of_the_held_out_examples_if_there_are_any(split
 # --- What is observed in training
 
 
+class Name(tuple):
+    """What stands for a data set, whole and in memory."""
+
+    def take(self, batches):
+        return self
+
+    def cache(self):
+        return self
+
+
 class Labelled:
     """Data whose splits and draws are names, which the probe below knows."""
 
@@ -268,11 +278,11 @@ class Labelled:
         return np.random.default_rng(0).permutation(self.sizes[split]) % NUM_CLASSES
 
     def evaluation(self, split, batch_size):
-        return split
+        return Name((split,))
 
     def draws(self, rows, number, *, seed, batch_size):
         self.asked.append((rows, number, seed))
-        return number, seed
+        return Name((number, seed))
 
 
 class Known:
@@ -286,7 +296,7 @@ class Known:
 
     def collect(self, dataset, limit=None):
         assert limit == 10_000
-        return {"train": self.net.train, "held_out": self.net.held_out, "test": self.net.train}[dataset]
+        return {"train": self.net.train, "held_out": self.net.held_out, "test": self.net.train}[dataset[0]]
 
     def logit_differences(self, dataset, pair):
         self.pairs.append(pair)

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import dataclasses
 import difflib
+import hashlib
 import io
 import json
 import math
@@ -63,6 +64,8 @@ _MOST_WORKERS = 8
 # From here on float32 does not tell apart what differs by 1: probabilities of such logits mean nothing any more, and no
 # step of less than 1 moves such weights.
 _LARGEST = 2.0**24
+# Bytes; file systems take 255, and what is written beside has a longer name.
+_LONGEST_NAME = 200
 # float32 holds a little more than 7 digits; the rest would be noise in tables.
 _DIGITS = 7
 _CAUSES = (
@@ -438,7 +441,10 @@ def workers(where: Where) -> Iterator[Train]:
 
 
 def label(config: Config, size: str, sizes: Mapping[str, Config]) -> str:
-    """Return the folder's name: the size, then `-field=value` for each field that differs from it."""
+    """Return the folder's name: the size, then `-field=value` for each field that differs from it.
+
+    A name of more than 200 bytes ends in a digest of what is cut off; `config.json` has every field.
+    """
     if size not in sizes:
         raise ValueError(_unknown("size", size, sizes))
     changed = [
@@ -446,7 +452,11 @@ def label(config: Config, size: str, sizes: Mapping[str, Config]) -> str:
         for field in dataclasses.fields(config)
         if getattr(config, field.name) != getattr(sizes[size], field.name)
     ]
-    return size + "".join(sorted(changed, key=lambda part: part.startswith("-seed=")))
+    name = size + "".join(sorted(changed, key=lambda part: part.startswith("-seed=")))
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    kept = name.encode()[: _LONGEST_NAME - 17].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 class _Observer:
@@ -660,7 +670,7 @@ def _require_small(what: str, arrays: list[np.ndarray], step: int) -> None:
 def _settings(seed: int, precision: str) -> Iterator[None]:
     """Make everything below depend on the seed alone."""
     before = keras.config.dtype_policy()
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)  # Python collects its garbage soon enough; at once takes 0.2 s
     keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
     keras.config.set_dtype_policy(precision)
