@@ -32,6 +32,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras.src.trainers.data_adapters.array_slicing import train_validation_split
+from tensorflow.python.framework.ops import gradient_registry
 
 StrategyName = Literal["auto", "cpu", "mirrored", "multi-worker", "tpu"]
 
@@ -662,6 +663,21 @@ def metric_variables(model: keras.Model, batch: Any = None) -> list[keras.Variab
     if batch is not None:
         model._symbolic_build(data_batch=batch)
     return [variable for metric in model.metrics for variable in metric.variables]
+
+
+@contextlib.contextmanager
+def forgotten_gradients() -> Iterator[None]:
+    """Forget at the end what was traced within: TensorFlow 2.21 keeps every `custom_gradient`, and its graph, for ever.
+
+    Functions traced within can still be called then, but no longer be differentiated.
+    """
+    registry = gradient_registry._registry
+    before = set(registry)
+    try:
+        yield
+    finally:
+        for name in set(registry) - before:
+            del registry[name]
 
 
 def averages(model: keras.Model) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gc
 import json
 import os
 import re
@@ -531,6 +532,18 @@ def test_what_a_kill_after_the_end_left_is_swept(undisturbed, tmp_path):
     (folder / ".metrics.json.abcd").mkdir()
     assert everything_in(run(tmp_path).folder) == everything_in(undisturbed.folder)
     assert not (folder / ".metrics.json.abcd").exists()
+
+
+def test_a_process_that_runs_many_networks_keeps_no_graph_of_those_before(tmp_path):
+    def graphs():
+        keras.backend.clear_session()
+        return sum(isinstance(each, tf.Graph) for each in gc.get_objects())
+
+    counts = []
+    for seed in range(3):
+        run(tmp_path, dataclasses.replace(CONFIG, seed=seed, steps=3))
+        counts.append(graphs())
+    assert counts[1] == counts[2]
 
 
 WORKERS = """

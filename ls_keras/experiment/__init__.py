@@ -326,6 +326,7 @@ def run(
     checkpoints = Checkpoints(folder, where.checkpoints)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_settings(config.seed, where.precision))
+        stack.enter_context(distribution.forgotten_gradients())
         signals = stack.enter_context(_signals())
         data = load_data(config, where.data_dir)
         record["data"] = json.loads(json.dumps(data.describe()))
