@@ -305,6 +305,8 @@ SERIES = [
 ]
 REFUSED = {
     "mnist_mlp": [
+        ("smoke --checkpoints 0", "At least 1 of the `checkpoints` must stay"),
+        ("smoke --checkpoint-minutes nan", "a time from 0 on; received 2 and nan"),
         ("smoke --steps 0", "`steps` must be"),
         ("smoke --steps -60", "`steps` must be"),
         ("smoke --batch-size 0", "`batch_size` must be"),

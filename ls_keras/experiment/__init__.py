@@ -313,6 +313,12 @@ def run(
     """
     where = where or Where()
     _check_config(config)
+    _check_whole("checkpoints", where.checkpoints)
+    if where.checkpoints < 1 or not 0 <= where.checkpoint_minutes < math.inf:
+        raise ValueError(
+            "At least 1 of the `checkpoints` must stay, and `checkpoint_minutes` be a time from 0 on; received "
+            f"{where.checkpoints} and {where.checkpoint_minutes}."
+        )
     if where.snapshots and not (observe and getattr(config, "observe_every", 0)):
         raise ValueError("--snapshots cannot act where nothing is observed: give --observe-every, or leave it out.")
     folder = Path(where.workdir) / recipe / label(config, size, sizes)
