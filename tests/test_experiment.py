@@ -530,8 +530,10 @@ def test_what_a_kill_after_the_end_left_is_swept(undisturbed, tmp_path):
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "step-000000012.npz").write_bytes(b"")
     (folder / ".metrics.json.abcd").mkdir()
+    (folder / ".logits-0123.npz.abcd").mkdir()  # a student of this network, writing now
     assert everything_in(run(tmp_path).folder) == everything_in(undisturbed.folder)
     assert not (folder / ".metrics.json.abcd").exists()
+    assert (folder / ".logits-0123.npz.abcd").exists()
 
 
 def test_a_process_that_runs_many_networks_keeps_no_graph_of_those_before(tmp_path):

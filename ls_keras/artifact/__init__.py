@@ -1,6 +1,6 @@
 """The SavedModel, whole: its contract, how it is read, tried out, identified and exported.
 
-An exported network answers to three functions, of which the last two may have leading axes of sequences, too:
+An exported network answers to three functions, of which the first two may have axes of a sequence's positions, too:
 
     serve(x) -> logits [n, ..., K]
     probe(x) -> {"penultimate": [n, ..., d], "logits": [n, ..., K]}

@@ -203,9 +203,14 @@ def _named(operation: Any) -> str:
     return f"{operation.name} ({type(operation).__name__})"
 
 
-def _check_weights(model: keras.Model) -> None:
+def not_finite(model: keras.Model) -> list[str]:
+    """Return the paths of the weights that hold NaN or infinity."""
     weights = zip(model.weights, model.get_weights(), strict=True)
-    wrong = [weight.path for weight, value in weights if not np.isfinite(value).all()]
+    return [weight.path for weight, value in weights if not np.isfinite(value).all()]
+
+
+def _check_weights(model: keras.Model) -> None:
+    wrong = not_finite(model)
     if wrong:
         raise ValueError(
             f"All weights must be finite; NaN or infinity is in {len(wrong)} of {len(model.weights)}, "

@@ -30,7 +30,7 @@ from typing import Any, Literal, Protocol
 from ls_keras import distribution, files
 from ls_keras.analysis import Probe, calibration
 from ls_keras.artifact.reading import digest, reason
-from ls_keras.artifact.writing import Endpoints, endpoints, export, tensorflow_writes, write
+from ls_keras.artifact.writing import Endpoints, endpoints, export, not_finite, tensorflow_writes, write
 from ls_keras.data import Dataset
 from ls_keras.experiment.folder import DAMAGE, Checkpoint, Checkpoints, claimed, sweep
 
@@ -340,7 +340,7 @@ def run(
         if chief:
             stack.enter_context(claimed(folder, {**record, **_surroundings(strategy)}, checkpoints))
             finished = _finished(folder, record)
-            if finished:  # while the lock was waited for
+            if finished:  # by a process that has gone since the first look
                 return finished
         with strategy.scope():
             model = build_model(config, data)
@@ -640,8 +640,7 @@ def _fit(
 
 def _require_finite(model: keras.Model, step: int) -> None:
     """Refuse weights that a finite loss hides: NaN inputs reach the first layer's gradient through max pooling."""
-    weights = zip(model.weights, model.get_weights(), strict=True)
-    wrong = [weight.path for weight, value in weights if not np.isfinite(value).all()]
+    wrong = not_finite(model)
     if wrong:
         raise FloatingPointError(
             f"{len(wrong)} of {len(model.weights)} weights hold NaN or infinity by step {step}, {wrong[0]} the first. "

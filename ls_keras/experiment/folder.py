@@ -149,9 +149,13 @@ def claimed(folder: Path, record: dict[str, Any], checkpoints: Checkpoints) -> I
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder that no process works in."""
-    for place in (folder, folder / "checkpoints", folder / "snapshots"):
-        for path in place.glob(".*.*"):
+    """Remove what killed processes left half-written in a folder that no process works in.
+
+    Of what a run writes alone: students of a finished network keep its answers in its folder, and may be writing now.
+    """
+    names = ("config.json", "history.csv", "saved_model", "examples.npz", "metrics.json")
+    for pattern in (*(f".{name}.*" for name in names), "checkpoints/.*", "snapshots/.*"):
+        for path in folder.glob(pattern):
             _remove(path)
 
 
