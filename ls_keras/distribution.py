@@ -658,9 +658,10 @@ class _WholeMean(keras.losses.Loss):
 def metric_variables(model: keras.Model, batch: Any = None) -> list[keras.Variable]:
     """Return the states of a compiled model's metrics, its loss among them, in a fixed order.
 
-    Keras makes most of them when the first batch comes; with that batch (x, labels), they are made now.
+    Keras makes most of them when the first batch comes; with that batch (x, labels), they are made now. Of several
+    replicas `fit` itself makes them before its first epoch.
     """
-    if batch is not None:
+    if batch is not None and not getattr(model, "_is_replicated", False):
         model._symbolic_build(data_batch=batch)
     return [variable for metric in model.metrics for variable in metric.variables]
 
