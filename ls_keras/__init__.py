@@ -25,6 +25,7 @@ _SUBMODULES = (
     "models",
     "plots",
     "report",
+    "verdicts",
 )
 __all__ = list(_SUBMODULES)
 

@@ -29,6 +29,7 @@ OURS = {
     "experiment": {"analysis", "artifact", "data", "distribution", "files"},  # analysis observes
     "analysis": {"artifact"},
     "plots": {"files"},
+    "verdicts": {"analysis"},  # intervals
     "report": {"analysis", "files", "plots"},  # analysis for intervals and Holm's correction
 }
 HEAVY = {
@@ -46,6 +47,7 @@ HEAVY = {
     "experiment": {"keras", "tensorflow"},
     "analysis": {"tensorflow"},
     "plots": {"matplotlib"},
+    "verdicts": set(),
     "report": {"matplotlib"},
 }
 # Behind one branch in one place: a faster way, or a library that one data set needs.
