@@ -1,13 +1,18 @@
 """When Does Label Smoothing Help? as a Keras 3 library.
 
-Submodules load on first use, so that `import ls_keras` costs nothing and analysis needs no Keras.
+Submodules load when something of theirs is first used, so that `import ls_keras` costs nothing, a recipe prints its
+`--help` without TensorFlow, and analysis needs no Keras.
 """
 
 import contextlib
-import importlib
+import importlib.abc
+import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 # 3 leaves out device notices such as a missing CUDA driver; failures are raised as exceptions all the same.
@@ -23,8 +28,10 @@ _SUBMODULES = (
     "losses",
     "metrics",
     "models",
+    "optimizers",
     "plots",
     "report",
+    "study",
     "verdicts",
 )
 __all__ = list(_SUBMODULES)
@@ -47,11 +54,39 @@ def _quiet_start() -> Iterator[None]:
             os.close(kept)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _SUBMODULES:
+class _QuietTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Whoever imports TensorFlow after this package, and by whatever name, is spared its notices."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None:
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__.loader = module.__loader__ = self.loader
         with _quiet_start():
-            return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            self.loader.exec_module(module)
+
+
+if "tensorflow" not in sys.modules:
+    sys.meta_path.insert(0, _QuietTensorFlow())
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SUBMODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    full = f"{__name__}.{name}"
+    if full not in sys.modules:
+        spec = importlib.util.find_spec(full)
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        sys.modules[full] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[full])
+    globals()[name] = sys.modules[full]
+    return sys.modules[full]
 
 
 def __dir__() -> list[str]:

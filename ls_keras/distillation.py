@@ -214,6 +214,7 @@ def teacher_logits(
         return _read_cache(cache, origin, (data.size(split), teacher.num_classes))
     logits = _ask(teacher, data, split, batch_size)
     cache.parent.mkdir(parents=True, exist_ok=True)
+    files.remove_abandoned(cache.parent)
     with files.beside(cache) as temporary, temporary.open("wb") as file:
         np.savez(file, logits=logits, **origin)
     return logits
@@ -400,7 +401,7 @@ def _checked(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _below_top(logits: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Logits less the row's largest, in double precision, some rows at a time."""
+    """Yield logits less the row's largest, in double precision, some rows at a time."""
     rows = max(_CHUNK_SIZE // logits.shape[1], 1)
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
@@ -423,7 +424,7 @@ def _gamma(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
 
 
 def _gaps(logits: np.ndarray) -> tuple[float, float]:
-    """The smallest gap below a row's largest logit, infinite if there is none, and the widest row's finite range."""
+    """Return the smallest gap below a row's largest logit, infinite without one, and the widest row's finite range."""
     narrowest, widest = np.inf, 0.0
     for _, below in _below_top(logits):
         narrowest = min(narrowest, np.min(-below, where=below < 0, initial=np.inf))

@@ -9,30 +9,27 @@ Two machines train together when the same command starts on each, with one envir
                        "task": {"type": "worker", "index": 0}}'
     python recipes/cifar100_resnet56.py --strategy multi-worker --workdir results
 
-and on the second the same with `"index": 1`. Worker 0 is the chief; it alone writes. Every worker must see the
-same data, read the same checkpoint and make the same calls of `fit` and `evaluate`: each of them is a meeting
-point, and a worker that stays away leaves the others waiting. Two workers on one machine need two ports.
+and on the second the same with `"index": 1`. Worker 0 is the chief; it alone writes, and tells the others where its
+checkpoint goes on. Every worker must see the same data and make the same calls of `fit` and `evaluate`: each of them
+is a meeting point. Workers wait for each other for some minutes, and a recipe's end when one of them dies; started
+again, all go on from the chief's checkpoint. Two workers on one machine need two ports.
 """
 
-import contextlib
 import difflib
 import functools
 import json
 import os
 import socket
-import threading
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
-from ls_keras import losses
+from ls_keras import keras_hooks, losses, workers
 from ls_keras.inspection import Inspector, faults_as_sentences
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.data_adapters.array_slicing import train_validation_split
-from tensorflow.python.framework.ops import gradient_registry
 
 StrategyName = Literal["auto", "cpu", "mirrored", "multi-worker", "tpu"]
 
@@ -44,7 +41,7 @@ _TF_CONFIG_EXAMPLE = (
 )
 
 
-def strategy(name: StrategyName = "auto") -> tf.distribute.Strategy:
+def strategy(name: StrategyName = "auto", wait_minutes: float = 10.0) -> tf.distribute.Strategy:
     """Choose where to train.
 
     Call it once, before anything else of TensorFlow: workers find each other and TPUs are initialised here.
@@ -54,13 +51,14 @@ def strategy(name: StrategyName = "auto") -> tf.distribute.Strategy:
             more than one, all GPUs if there are several, and else what TensorFlow does by itself. `"cpu"` uses
             one CPU even beside a GPU. `"mirrored"` uses all GPUs or, without one, all logical CPUs.
             `"multi-worker"` uses the workers in `TF_CONFIG`. `"tpu"` uses the TPU in `TPU_NAME`, or the local one.
+        wait_minutes: how long workers wait for each other; who is waited for is said on the way.
 
     Returns:
         The strategy. Build and compile the model within `strategy.scope()`.
 
     Raises:
-        ValueError: if the name is unknown, if `TF_CONFIG` is needed and missing, or malformed, or if there is no TPU
-            where `"tpu"` asks for one.
+        ValueError: if the name is unknown, if `TF_CONFIG` is needed and missing, or malformed, if a worker that it
+            names does not come, or if there is no TPU where `"tpu"` asks for one.
 
     Example:
         >>> strategy("cpu").num_replicas_in_sync
@@ -78,13 +76,22 @@ def strategy(name: StrategyName = "auto") -> tf.distribute.Strategy:
     if name == "mirrored":
         # Without arguments MirroredStrategy sees one CPU only, however many logical ones there are.
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        keras_hooks.use_new_collective_keys(tf.distribute.MirroredStrategy)
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     if name == "multi-worker":
-        _workers_in_tf_config()
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _multi_worker_strategy(wait_minutes)
     if name == "tpu":
         return _tpu_strategy()
     return tf.distribute.get_strategy()
+
+
+def _multi_worker_strategy(wait_minutes: float) -> tf.distribute.Strategy:
+    together = _cluster_in_tf_config()
+    workers.meet(together, 60 * wait_minutes)
+    keras_hooks.use_new_collective_keys(tf.distribute.MultiWorkerMirroredStrategy)
+    # Between two looks one may have gone again.
+    with workers.watched(together, lambda: "no step was made"):
+        return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _tpu_strategy() -> tf.distribute.Strategy:
@@ -113,13 +120,13 @@ def _tpu_strategy() -> tf.distribute.Strategy:
 def _best_available() -> str:
     if os.environ.get("TPU_NAME") or tf.config.list_physical_devices("TPU"):
         return "tpu"
-    if os.environ.get("TF_CONFIG") and len(_workers_in_tf_config()) > 1:
+    if os.environ.get("TF_CONFIG") and len(_cluster_in_tf_config().addresses) > 1:
         return "multi-worker"
     return "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "default"
 
 
-def _workers_in_tf_config() -> list[str]:
-    """Addresses of all workers, the chief first, from a `TF_CONFIG` that has been checked."""
+def _cluster_in_tf_config() -> workers.Cluster:
+    """All workers, the chief first, from a `TF_CONFIG` that has been checked."""
 
     def fault(reason: str) -> ValueError:
         return ValueError(
@@ -145,7 +152,9 @@ def _workers_in_tf_config() -> list[str]:
     members = cluster.get(task.get("type"), [])
     if not isinstance(task.get("index"), int) or not 0 <= task["index"] < len(members):
         raise fault(f"has a 'task' that is not in 'cluster': received {task!r} and {cluster!r}")
-    return [*cluster.get("chief", []), *cluster.get("worker", [])]
+    chiefs = cluster.get("chief", [])
+    index = task["index"] + (len(chiefs) if task["type"] == "worker" else 0)
+    return workers.Cluster((*chiefs, *cluster.get("worker", [])), index)
 
 
 def _is_address(text: Any) -> bool:
@@ -170,6 +179,55 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     )
 
 
+def cluster(strategy: tf.distribute.Strategy) -> workers.Cluster | None:
+    """Return the workers that train together, or None where one process trains alone.
+
+    Args:
+        strategy: what `strategy(name)` returned.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return None
+    together = _cluster_in_tf_config()
+    return together if len(together.addresses) > 1 else None
+
+
+def exchange(strategy: tf.distribute.Strategy, message: bytes) -> list[bytes]:
+    """Give each worker what all of them say; every worker must call it.
+
+    Args:
+        strategy: what `strategy("multi-worker")` returned.
+        message: what this worker says.
+
+    Returns:
+        The messages, the chief's first.
+
+    Example:
+        >>> exchange(strategy, b"from the chief" if is_chief(strategy) else b"")[0]
+    """
+    together = _cluster_in_tf_config()
+    lengths = _summed_over_workers(strategy, np.array([len(message)]), together.index, len(together.addresses))
+    ends = np.cumsum(-(-lengths // 8))  # in words of 8 bytes
+    if not ends[-1]:  # TensorFlow crashes on a sum of nothing
+        return [b""] * len(lengths)
+    words = np.frombuffer(message.ljust(-(-len(message) // 8) * 8, b"\0"), "int64")
+    said = _summed_over_workers(strategy, words, int(ends[together.index]) - len(words), int(ends[-1]))
+    starts = [0, *ends[:-1]]
+    return [said[a:b].tobytes()[:length] for a, b, length in zip(starts, ends, lengths, strict=True)]
+
+
+def _summed_over_workers(strategy: tf.distribute.Strategy, part: np.ndarray, start: int, length: int) -> np.ndarray:
+    """Put the parts that workers have into one row: a sum of rows that are 0 but for the part of one replica."""
+    mine = iter([part])
+
+    def of_replica(_: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+        row = np.zeros(length, "int64")
+        row[start : start + len(part)] = next(mine, 0)
+        return tf.constant(row)
+
+    rows = strategy.experimental_distribute_values_from_function(of_replica)
+    return strategy.reduce("SUM", rows, axis=None).numpy()
+
+
 def describe(strategy: tf.distribute.Strategy) -> str:
     """Say in one line what runs where.
 
@@ -181,7 +239,7 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     """
     count = strategy.num_replicas_in_sync
     # The default strategy names no device: TensorFlow places each operation, on the accelerator if there is one.
-    if type(strategy).__name__ == "_DefaultDistributionStrategy":
+    if keras_hooks.is_default_strategy(strategy):
         devices = [d.name for d in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
     else:
         devices = strategy.extended.worker_devices
@@ -195,15 +253,15 @@ def describe(strategy: tf.distribute.Strategy) -> str:
 
 def _require_a_loss_of_the_whole_batch(model: keras.Model) -> None:
     """Refuse what several replicas would compute of their own rows alone, once the model has been called."""
-    adding = [layer.name for layer in model._flatten_layers() if layer._get_own_losses()]
+    adding = [layer.name for layer in keras_hooks.layers_that_add_losses(model)]
     if adding:
         raise ValueError(
             f"{', '.join(adding)} adds to the loss, by an activity_regularizer or add_loss, and several replicas would "
             "each add what their own rows give: a sum or a mean, which nothing here can tell. Train on one device, or "
             "put that term into the loss."
         )
-    given = getattr(model._compile_loss, "_user_loss", None)
-    if any(getattr(loss, "reduction", "mean") in (None, "none") for loss in keras.tree.flatten(given)):
+    given = keras.tree.flatten(keras_hooks.losses_as_given(model))
+    if any(getattr(loss, "reduction", "mean") in (None, "none") for loss in given):
         raise ValueError(
             "A loss with reduction=None has a value for each row, and with several replicas no one value to train by. "
             "Leave reduction away."
@@ -211,7 +269,7 @@ def _require_a_loss_of_the_whole_batch(model: keras.Model) -> None:
 
 
 @keras.saving.register_keras_serializable("ls_keras")
-class Model(keras.Model):
+class Model(keras_hooks.ReplicatedModel):
     """A `keras.Model` that computes the same numbers on one device, on several, and on several workers.
 
     Its numbers are those of the whole batch, however that is cut. With more than one replica:
@@ -267,9 +325,7 @@ class Model(keras.Model):
 
     @property
     def _is_replicated(self) -> bool:
-        strategy = self.distribute_strategy
-        several_workers = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        return several_workers or strategy.num_replicas_in_sync > 1
+        return keras_hooks.is_replicated(self)
 
     @property
     def _accumulates(self) -> bool:
@@ -289,8 +345,8 @@ class Model(keras.Model):
         if self.optimizer is not None:
             _check_optimizer(self.optimizer, self.distribute_strategy, self._is_replicated)
             _step_of_the_whole_batch(self.optimizer, self._is_replicated, lambda: self._denominator)
-        if self._compile_loss is not None and (self._is_replicated or self._accumulates):
-            _take_whole_means(self._compile_loss)
+        if self._is_replicated or self._accumulates:
+            keras_hooks.wrap_losses(self, _with_whole_mean)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         # Keras compiles no model whose compile() is its own.
@@ -336,7 +392,7 @@ class Model(keras.Model):
             _require_whole_steps(x, steps, self)
         if validation_split and validation_data is None:
             # Before class weights, which validation does not have.
-            (x, y, sample_weight), validation_data = train_validation_split((x, y, sample_weight), validation_split)
+            (x, y, sample_weight), validation_data = keras_hooks.split_arrays((x, y, sample_weight), validation_split)
         x, y, sample_weight = self._inspect(class_weight).look_at(x, y, sample_weight, kwargs["shuffle"])
         if validation_data is not None:
             validation = keras.utils.unpack_x_y_sample_weight(validation_data)
@@ -369,7 +425,7 @@ class Model(keras.Model):
         steps: int | None = None,
         **kwargs: Any,
     ) -> Any:
-        if not kwargs.get("_use_cached_eval_dataset"):  # fit() has looked at its validation data
+        if not keras_hooks.evaluates_for_fit(kwargs):  # fit() has looked at its validation data
             x, y, sample_weight = self._inspect().look_at(x, y, sample_weight)
         if self._is_replicated:
             x, steps = self._for_evaluation(x, steps)
@@ -404,47 +460,6 @@ class Model(keras.Model):
         dataset, steps = _batches_and_steps(data, steps, self.distribute_strategy)
         # What is not there cannot be counted when steps_per_execution does not divide the steps.
         return _distribute(dataset.take(steps), self.distribute_strategy), steps
-
-    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        if iterator is not None and self._is_replicated:
-            spec = iterator.data_adapter.get_tf_dataset().element_spec
-            data_batch = tf.nest.map_structure(_spec_of_one_replica, spec)
-        super()._maybe_symbolic_build(None if data_batch is not None else iterator, data_batch)
-
-    def _make_function(self, step_function: Any) -> Any:
-        if not self._is_replicated:
-            return super()._make_function(step_function)
-        strategy = self.distribute_strategy
-
-        def one_step(batch: Any) -> Any:
-            logs = strategy.run(step_function, args=(batch,))
-            return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), logs)
-
-        def one_more_step(count: Any, logs: Any, iterator: Any) -> Any:
-            batch = iterator.get_next_as_optional()
-            logs = tf.cond(batch.has_value(), lambda: one_step(batch.get_value()), lambda: logs)
-            return count + 1, logs
-
-        @tf.autograph.experimental.do_not_convert
-        def execution(iterator: Any) -> Any:
-            if not isinstance(iterator, tf.distribute.DistributedIterator):
-                raise ValueError("With several replicas, train and test on a tf.data.Dataset, not on one batch.")
-            logs = one_step(iterator.get_next())
-            if self.steps_per_execution > 1:
-                _, logs = tf.while_loop(
-                    lambda count, _: count < self.steps_per_execution,
-                    lambda count, logs: one_more_step(count, logs, iterator),
-                    (tf.constant(1), logs),
-                )
-            return logs
-
-        return execution if self.run_eagerly else tf.function(execution, reduce_retracing=True)
-
-
-def _spec_of_one_replica(spec: Any) -> Any:
-    if isinstance(spec, tf.NoneTensorSpec):
-        return None
-    return getattr(spec, "_value_specs", (spec,))[0]
 
 
 def _batches_and_steps(data: Any, steps: int | None, strategy: tf.distribute.Strategy) -> tuple[Any, int]:
@@ -512,11 +527,11 @@ def _inner(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
 
 def _check_optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy, replicated: bool) -> None:
     inner = _inner(optimizer)
-    if replicated and isinstance(inner, keras.optimizers.MultiOptimizer):
+    if replicated and hasattr(inner, "optimizers"):
         raise ValueError("A MultiOptimizer would sum gradients over replicas twice. Use one optimizer for all weights.")
     if any(each.gradient_accumulation_steps for each in getattr(inner, "optimizers", ())):
         raise ValueError("gradient_accumulation_steps is not supported within a MultiOptimizer. Use one optimizer.")
-    if replicated and inner._distribution_strategy is not strategy:
+    if replicated and keras_hooks.strategy_of(inner) is not strategy:
         raise ValueError("The optimizer is not of the model's strategy: compile within strategy.scope().")
     if inner.gradient_accumulation_steps and inner.use_ema:
         raise ValueError(
@@ -530,14 +545,14 @@ def _step_of_the_whole_batch(
 ) -> None:
     """Give the optimizer the gradient of the whole batch, over replicas and joined batches, at each step."""
     inner = _inner(optimizer)
-    if inner.gradient_accumulation_steps and not hasattr(inner, "_accumulated_weight"):
-        with inner._distribution_strategy.scope():
-            inner._accumulated_weight = inner.add_variable((), name="accumulated_weight")
+    if inner.gradient_accumulation_steps and not hasattr(inner, "accumulated_weight"):
+        with keras_hooks.strategy_of(inner).scope():
+            inner.accumulated_weight = inner.add_variable((), name="accumulated_weight")
 
     def step(gradients: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         if inner.gradient_accumulation_steps:
             gradients = _weighed(inner, gradients, trainable_variables, denominator())
-        with _steps_alone():
+        with keras_hooks.steps_alone():
             type(inner).apply(inner, gradients, trainable_variables)
 
     def whole_step(gradients: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
@@ -553,9 +568,8 @@ def _step_of_the_whole_batch(
     inner.apply = step
     optimizer.apply = whole_step
     if replicated:
-        inner._all_reduce_sum_gradients = lambda pairs: pairs  # Keras's own sum
-        extended = inner._distribution_strategy.extended
-        extended._use_merge_call = lambda: not _replica.steps_alone and type(extended)._use_merge_call(extended)
+        keras_hooks.leave_sums_to_caller(inner)
+        keras_hooks.let_replicas_step_alone(inner)
 
 
 def _summed(gradients: Sequence[Any]) -> list[Any]:
@@ -576,12 +590,12 @@ def _weighed(
     """
     if not optimizer.built:
         optimizer.build(trainable_variables)
-    steps, total = optimizer.gradient_accumulation_steps, optimizer._accumulated_weight
+    steps, total = optimizer.gradient_accumulation_steps, optimizer.accumulated_weight
     denominator = tf.cast(denominator, total.dtype)
-    total.assign(tf.where(optimizer._iterations % steps == 0, 0.0, total) + denominator)
+    total.assign(tf.where(keras_hooks.small_batches(optimizer) % steps == 0, 0.0, total) + denominator)
     # Where nothing has counted yet, the last gradient, of penalties alone, is as good as any.
     share = tf.where(total > 0, tf.math.divide_no_nan(denominator, total.value), 1.0)
-    for accumulator in optimizer._accumulated_gradients:
+    for accumulator in keras_hooks.accumulators(optimizer):
         accumulator.assign(tf.cast(1 - share, accumulator.dtype) * accumulator)
     return [
         None if gradient is None else tf.cast(steps * share, gradient.dtype) * tf.convert_to_tensor(gradient)
@@ -589,41 +603,8 @@ def _weighed(
     ]
 
 
-class _Replica(threading.local):
-    """Whether this thread, which traces one replica, is within an optimizer's step."""
-
-    steps_alone = False
-
-
-_replica = _Replica()
-
-
-@contextlib.contextmanager
-def _steps_alone() -> Iterator[None]:
-    """Let each replica step by itself, on its own copies of the variables.
-
-    From the sum of the gradients all make the same step. By default they meet for it, which TensorFlow cannot do in a
-    branch, and Keras accumulates gradients and overwrites weights by their average in one.
-    """
-    _replica.steps_alone = True
-    try:
-        yield
-    finally:
-        _replica.steps_alone = False
-
-
-def _take_whole_means(compile_loss: Any) -> None:
-    """Give the losses of compile(), once Keras has made them of names and functions, one denominator."""
-    build = compile_loss.build
-
-    def build_whole_means(y_true: Any, y_pred: Any) -> None:
-        build(y_true, y_pred)
-        compile_loss._flat_losses = [
-            each._replace(loss=_WholeMean(each.loss)) if _is_plain_mean(each.loss) else each
-            for each in compile_loss._flat_losses
-        ]
-
-    compile_loss.build = build_whole_means
+def _with_whole_mean(loss: keras.losses.Loss) -> keras.losses.Loss:
+    return _WholeMean(loss) if _is_plain_mean(loss) else loss
 
 
 def _is_plain_mean(loss: Any) -> bool:
@@ -639,7 +620,7 @@ class _WholeMean(keras.losses.Loss):
         self.loss = loss
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-        masks = [getattr(y_pred, "_keras_mask", None)]
+        masks = [keras_hooks.mask_of(y_pred)]
         y_true, y_pred = (
             keras.tree.map_structure(lambda value: keras.ops.convert_to_tensor(value, self.dtype), each)
             for each in (y_true, y_pred)
@@ -650,7 +631,7 @@ class _WholeMean(keras.losses.Loss):
                 f"The loss {self.name} returns one number for a batch, of which no mean over replicas or accumulated "
                 "batches can be taken. Return one number for each example."
             )
-        masks = [mask for mask in (*masks, getattr(values, "_keras_mask", None)) if mask is not None]
+        masks = [mask for mask in (*masks, keras_hooks.mask_of(values)) if mask is not None]
         mask = functools.reduce(tf.logical_and, masks) if masks else None
         return losses.reduce_weighted(values, sample_weight, mask, self.reduction)
 
@@ -661,24 +642,9 @@ def metric_variables(model: keras.Model, batch: Any = None) -> list[keras.Variab
     Keras makes most of them when the first batch comes; with that batch (x, labels), they are made now. Of several
     replicas `fit` itself makes them before its first epoch.
     """
-    if batch is not None and not getattr(model, "_is_replicated", False):
-        model._symbolic_build(data_batch=batch)
+    if batch is not None and not (isinstance(model, Model) and keras_hooks.is_replicated(model)):
+        keras_hooks.build_metrics(model, batch)
     return [variable for metric in model.metrics for variable in metric.variables]
-
-
-@contextlib.contextmanager
-def forgotten_gradients() -> Iterator[None]:
-    """Forget at the end what was traced within: TensorFlow 2.21 keeps every `custom_gradient`, and its graph, for ever.
-
-    Functions traced within can still be called then, but no longer be differentiated.
-    """
-    registry = gradient_registry._registry
-    before = set(registry)
-    try:
-        yield
-    finally:
-        for name in set(registry) - before:
-            del registry[name]
 
 
 def averages(model: keras.Model) -> bool:
@@ -698,8 +664,7 @@ def counted_weights(model: keras.Model) -> list[np.ndarray]:
     averaged = {}
     if averages(model) and model.optimizer.built:
         optimizer = _inner(model.optimizer)
-        pairs = zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True)
-        averaged = {id(weight): average for weight, average in pairs}
+        averaged = {id(weight): average for weight, average in keras_hooks.moving_averages(optimizer)}
     return [np.array(averaged.get(id(weight), weight).numpy()) for weight in model.weights]
 
 
@@ -763,4 +728,5 @@ def _state_variables(model: keras.Model) -> list[keras.Variable]:
             "The model's optimizer has no variables yet: call model.compile(...) and then "
             "model.optimizer.build(model.trainable_variables) within the strategy's scope."
         )
-    return [*model.variables, *optimizer.variables]
+    drawing = (getattr(loss, "seed_generator", None) for loss in keras.tree.flatten(keras_hooks.losses_as_given(model)))
+    return [*model.variables, *optimizer.variables, *(each.state for each in drawing if each is not None)]

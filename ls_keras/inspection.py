@@ -12,24 +12,22 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ls_keras import losses, targets
+from ls_keras import keras_hooks, losses, targets
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.trainers.data_adapters import ArrayDataAdapter, get_data_adapter
-from keras.src.trainers.data_adapters.array_slicing import convert_to_sliceable
 
 # Losses whose labels are classes of the model's last axis.
 _FROM_TEACHER = (losses.DistillationLoss, losses.LogitMatching)
 _CROSSENTROPIES = (
-    losses.SmoothedCrossentropy,
-    losses.ConfidencePenalty,
-    *_FROM_TEACHER,
+    losses.OverLogits,
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.CategoricalCrossentropy,
 )
 _CROSSENTROPY_FUNCTIONS = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
+# Data sets in memory that are remembered to have been looked at, the last ones.
+_KEPT = 4
 # Numbers of an array that are looked at in one go: 16 MiB.
 _VALUES_AT_A_TIME = 2**22
 
@@ -68,6 +66,7 @@ class Inspector:
         self.class_weights = None if class_weight is None else _checked_class_weights(class_weight, self.outputs)
         # Traced once for all data sets of one kind: tracing takes longer than looking at a small one.
         self._look = tf.function(self._look_at_batch, autograph=False)
+        self._seen: list[tf.data.Dataset] = []
 
     def look_at(self, x: Any, y: Any = None, weights: Any = None, shuffle: bool | str = False) -> tuple[Any, Any, Any]:
         """Return data of any kind that Keras takes: arrays looked at, all others to be looked at as batches come."""
@@ -87,15 +86,24 @@ class Inspector:
                 f"Labels must be real numbers; received {what}. Number the classes from 0, in an array of integers "
                 "(`labels.astype(int)`, where they are numbers)."
             )
-        adapter = get_data_adapter(x, y, weights, shuffle=shuffle)
-        if isinstance(adapter, ArrayDataAdapter):
+        adapter = keras_hooks.data_adapter(x, y, weights, shuffle)
+        if keras_hooks.holds_arrays(adapter):
             return x, y, self._read(adapter, weights)
         batches = adapter.get_tf_dataset
         adapter.get_tf_dataset = lambda: self._watch(batches())
         return adapter, None, None
 
     def _watch(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
-        return dataset.enumerate().map(self._look)
+        if dataset in self._seen:
+            return dataset
+        watched = dataset.enumerate().map(self._look)
+        if not keras_hooks.is_in_memory(dataset) or watched.element_spec != dataset.element_spec or self.class_weights:
+            return watched
+        with faults_as_sentences():  # as arrays, once; a map would be made ready for each evaluation anew
+            for _ in watched:
+                pass
+        self._seen = [dataset, *self._seen[: _KEPT - 1]]
+        return dataset
 
     def _look_at_batch(self, number: tf.Tensor, batch: Any) -> Any:
         x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
@@ -103,9 +111,9 @@ class Inspector:
         spread = self._spread(y, weights)
         return batch if spread is weights else (x, y, spread)
 
-    def _read(self, adapter: ArrayDataAdapter, weights: Any) -> Any:
+    def _read(self, adapter: Any, weights: Any) -> Any:
         with np.errstate(over="ignore"):  # of float64, to the infinity that is refused
-            arrays = convert_to_sliceable(keras.utils.unpack_x_y_sample_weight(adapter._inputs))
+            arrays = keras_hooks.arrays_of(adapter)
         shape = next(each for each in keras.tree.flatten(arrays) if each is not None).array.shape
         step = max(_VALUES_AT_A_TIME // max(math.prod(shape[1:]), 1), 1)
         spread = []
@@ -155,15 +163,14 @@ class Inspector:
 
 def _classified(model: keras.Model) -> list[_Classified | None]:
     """For each output, how it is read by classes; None where its loss is no cross-entropy over known classes."""
-    compiled = getattr(model, "_compile_loss", None)
-    named = _by_output(compiled and compiled._user_loss, model.output_names)
+    named = _by_output(keras_hooks.losses_as_given(model), model.output_names)
     found = []
     for loss, output in zip(named, keras.tree.flatten(model.outputs), strict=False):
         if isinstance(loss, str) and loss.lower() not in ("ce", "crossentropy"):
             loss = keras.losses.get(loss)  # noqa: PLW2901 (a name and what it stands for)
         by_class = isinstance(loss, _CROSSENTROPIES) or loss in _CROSSENTROPY_FUNCTIONS
         logits = tf.TensorSpec(output.shape, "float32")
-        masked = getattr(output, "_keras_mask", None) is not None
+        masked = keras_hooks.mask_of(output) is not None
         found.append(_Classified(loss, logits, masked) if by_class and output.shape[-1] else None)
     return found
 
@@ -197,7 +204,7 @@ def _checked_class_weights(class_weight: dict[int, float], outputs: Sequence[_Cl
 def _rows(array: Any, start: int, stop: int) -> Any:
     if array is None:
         return None
-    part = array.convert_to_tf_dataset_compatible(array[start:stop])
+    part = keras_hooks.rows_of(array, start, stop)
     return part if tf.is_tensor(part) else tf.convert_to_tensor(part)
 
 

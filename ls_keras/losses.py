@@ -8,20 +8,23 @@ Rows of weight 0, masked rows and those of `ignore_class` may hold anything. A m
 where `tf.distribute` splits it over replicas.
 """
 
+import ast
 import contextlib
 import functools
+import importlib
+import inspect
 import math
 import numbers
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from ls_keras import keras_hooks
 from ls_keras.targets import (
     checked_ignore_class,
     crossentropy,
     have_columns,
     ignored,
-    mask_of,
     num_classes,
     read_labels,
     read_logits,
@@ -162,8 +165,8 @@ def recorded_denominators() -> Iterator[list[Any]]:
         _trace.denominators = before
 
 
-class _OverLogits(keras.losses.Loss):
-    """What all losses here do with labels, logits and weights before and after `call`.
+class OverLogits(keras.losses.Loss):
+    """What all losses here do with labels, logits and weights before and after `call`; a base for others.
 
     `call(y_true, y_pred)` gives the loss `[...]` of each row from labels of any kind and logits `[..., K]`.
     """
@@ -174,7 +177,7 @@ class _OverLogits(keras.losses.Loss):
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
         with keras.name_scope(self.name):
             self._check_shapes(y_true, y_pred)
-            mask, logits = mask_of(y_pred), read_logits(y_pred, self.from_logits, self.dtype)
+            mask, logits = keras_hooks.mask_of(y_pred), read_logits(y_pred, self.from_logits, self.dtype)
             rows = logits[..., 0]
             sample_weight, mask = read_weights(sample_weight, mask, rows, self.dtype)
             skipped = ignored(y_true, y_pred, self.ignore_class)
@@ -208,7 +211,7 @@ class _OverLogits(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable("ls_keras")
-class SmoothedCrossentropy(_OverLogits):
+class SmoothedCrossentropy(OverLogits):
     """Cross-entropy between smoothed targets and the softmax of logits.
 
     For an integer label y and the prior q, with `"all"`:
@@ -289,7 +292,7 @@ class SmoothedCrossentropy(_OverLogits):
 
 
 @keras.saving.register_keras_serializable("ls_keras")
-class ConfidencePenalty(_OverLogits):
+class ConfidencePenalty(OverLogits):
     """Cross-entropy minus a multiple of the prediction's entropy.
 
         ℓ = H(y, p) − β H(p) = H(y, p) + β KL(p‖u) − β ln K
@@ -340,6 +343,63 @@ class ConfidencePenalty(_OverLogits):
         return {**super().get_config(), "beta": self.beta, "from_logits": self.from_logits}
 
 
+@keras.saving.register_keras_serializable("ls_keras")
+class DisturbLabel(OverLogits):
+    """Cross-entropy with labels of which each is redrawn, at every call, with probability α.
+
+        ℓ = H(y', p),   y' = y with probability 1 − α, else uniform over the K classes
+
+    In expectation over the draws this is label smoothing, (1 − α) H(y, p) + α H(u, p); a step sees one draw. It draws
+    in evaluation, too: compare networks by a metric that is never disturbed. `distribution.get_state` has the state of
+    its generator, so that a run goes on with the draws that it would have had.
+
+    Args:
+        alpha: α in [0, 1).
+        seed: Of the draws; None takes one at random.
+        from_logits: False if the model ends in a softmax: log p is taken for the logits.
+        name, reduction, dtype: As in `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If `alpha` is out of range; of labels and predictions as `SmoothedCrossentropy`.
+
+    Example:
+        >>> DisturbLabel(alpha=0.0)([0], [[2.0, 0.0]])  # ln(1 + e⁻²) = 0.1269
+        >>> values = [DisturbLabel(0.5, seed=s)([0], [[2.0, 0.0]]) for s in range(1000)]
+        >>> sum(values) / 1000  # near 0.1269 + 0.25 · 2 = 0.6269
+
+    Reference: Xie et al. (2016), "DisturbLabel: Regularizing CNN on the Loss Layer".
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        seed: int | None = None,
+        name: str = "disturb_label",
+        reduction: str | None = "sum_over_batch_size",
+        dtype: str | None = None,
+        *,
+        from_logits: bool = True,
+    ) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.alpha, self.seed, self.from_logits = _Smoothing(alpha).alpha, seed, bool(from_logits)
+        self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        labels, num_classes = read_labels(y_true, y_pred), y_pred.shape[-1]
+        rows = ops.shape(y_pred)[:-1]
+        redrawn = keras.random.uniform(rows, seed=self.seed_generator) < self.alpha
+        drawn = keras.random.randint(rows, 0, num_classes, seed=self.seed_generator)
+        if labels.targets is not None:
+            other = ops.one_hot(drawn, num_classes, dtype=labels.targets.dtype)
+            targets = ops.where(ops.expand_dims(redrawn, -1), other, labels.targets)
+            return crossentropy(targets, ops.log_softmax(y_pred)) + labels.fault
+        indices = ops.where(redrawn, ops.cast(drawn, labels.indices.dtype), labels.indices)
+        return _Smoothing(0.0).of_indices(indices, y_pred, labels.fault)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "alpha": self.alpha, "seed": self.seed, "from_logits": self.from_logits}
+
+
 def distillation_targets(labels: Any, teacher_logits: Any) -> Any:
     """Put a teacher's logits beside the labels, in one array: the target of the distillation losses.
 
@@ -381,7 +441,64 @@ def distillation_targets(labels: Any, teacher_logits: Any) -> Any:
     return ops.concatenate([ops.expand_dims(label + read.fault, -1), logits], axis=-1)
 
 
-class _FromTeacher(_OverLogits):
+def get(text: str, *, seed: int | None = None) -> keras.losses.Loss:
+    """Make a loss from what a command line says: a call of a class of this module, or of anybody's.
+
+    Args:
+        text: `Name(argument=value, …)` with values as Python writes them; `package.module:Name(…)` for a loss of
+            another module.
+        seed: For a loss that takes one, unless the text names another.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: No such call, no such class, or arguments that it does not take.
+
+    Example:
+        >>> get("ConfidencePenalty(beta=0.1)").beta
+        0.1
+        >>> get("keras.losses:CategoricalFocalCrossentropy(from_logits=True)").name
+        'categorical_focal_crossentropy'
+    """
+    before, bracket, arguments = text.partition("(")  # in which dictionaries have colons, too
+    module, _, name = before.rpartition(":")
+    call = name + bracket + arguments
+    try:
+        node = ast.parse(call.strip(), mode="eval").body
+        node = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+        name, arguments = node.func.id, {each.arg: ast.literal_eval(each.value) for each in node.keywords}
+        positional = [ast.literal_eval(value) for value in node.args]
+    except (SyntaxError, AttributeError, ValueError) as problem:
+        raise ValueError(
+            f"A loss must be written as Name(argument=value), as SmoothedCrossentropy(alpha=0.1); received {text!r}."
+        ) from problem
+    try:
+        kind = getattr(importlib.import_module(module or __name__), name)
+    except (ImportError, AttributeError, TypeError) as problem:  # TypeError: a relative name
+        known = [each for each, value in globals().items() if isinstance(value, type) and _is_public_loss(value)]
+        raise ValueError(
+            f"There is no loss {name} in {module or __name__}, which has {', '.join(known)}; received {text!r}. Write "
+            "module:Name(…) for one of your own."
+            if not module
+            else f"There is no loss {name} in {module}; received {text!r} ({problem})."
+        ) from problem
+    if not (isinstance(kind, type) and issubclass(kind, keras.losses.Loss)):
+        raise ValueError(f"A loss must be a subclass of keras.losses.Loss; received {text!r}.")
+    try:
+        if seed is not None and "seed" in inspect.signature(kind).parameters:
+            arguments = {"seed": seed, **arguments}
+        return kind(*positional, **arguments)
+    except TypeError as problem:
+        raise ValueError(f"{name} does not take these arguments ({problem}); received {text!r}.") from problem
+
+
+def chosen(config: Any) -> keras.losses.Loss:
+    """Return a recipe's loss: smoothed by `config.alpha`, or what `config.loss` puts in its place."""
+    return SmoothedCrossentropy(config.alpha) if config.loss is None else get(config.loss, seed=config.seed)
+
+
+class _FromTeacher(OverLogits):
     """A loss of the student's logits `[..., K]` against `distillation_targets` `[..., 1 + K]`."""
 
     def __init__(self, beta: float, name: str, reduction: str | None, dtype: str | None) -> None:
@@ -642,7 +759,7 @@ def _mean_below(z: Any, top: Any) -> Any:
 
 
 def _mean_below_in_one_pass(z: Any, top: Any) -> Any:
-    """As `_mean_below`, without an array of differences where the logits are too small for an offset to cost digits."""
+    """Do as `_mean_below`, without an array of differences where logits are too small for an offset to cost digits."""
 
     def of_small() -> Any:
         return ops.mean(z, axis=-1, keepdims=True) - top
@@ -730,6 +847,10 @@ def _over_replicas(local: list[Any]) -> list[Any] | None:
         return None
     total, denominator = context.all_reduce("SUM", [tf.stop_gradient(value) for value in local])
     return [total / context.num_replicas_in_sync, denominator]
+
+
+def _is_public_loss(kind: type) -> bool:
+    return issubclass(kind, OverLogits) and kind is not OverLogits and not kind.__name__.startswith("_")
 
 
 def _number(name: str, value: Any) -> float:

@@ -8,12 +8,12 @@ import math
 import numbers
 from typing import Any, NamedTuple
 
+from ls_keras import keras_hooks
 from ls_keras.targets import (
     checked_ignore_class,
     crossentropy,
     have_columns,
     ignored,
-    mask_of,
     num_classes,
     read_labels,
     read_logits,
@@ -83,7 +83,7 @@ class _OverLogits(keras.metrics.Metric):
 
     def _read(self, y_true: Any, y_pred: Any, sample_weight: Any) -> _Rows:
         columns = have_columns(y_true, y_pred)
-        mask, logits = mask_of(y_pred), read_logits(y_pred, self.from_logits, "float32")
+        mask, logits = keras_hooks.mask_of(y_pred), read_logits(y_pred, self.from_logits, "float32")
         position = logits[..., 0]
         weights, mask = read_weights(sample_weight, mask, position, "float32")
         weights = ops.ones_like(position) if weights is None else weights

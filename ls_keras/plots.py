@@ -37,13 +37,14 @@ _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _COLUMN, _PAGE = 3.3, 7.0
 _LABEL, _TICK = 8.0, 7.0
 _HAIRLINE = 0.6
+_THIN = {"linewidth": 0.6, "markersize": 2.6, "markerfacecolor": "white", "markeredgewidth": 0.6}
 
 
 @dataclass(frozen=True, eq=False)
 class PlanePanel:
     """Examples of three classes projected onto the plane through their templates.
 
-    Args:
+    Attributes:
         points: float [N, 2], projected penultimate activations, in units of the activations.
         labels: int [N], 0, 1 or 2: the position of the example's class in `class_names` and `templates`.
         templates: float [3, 2], the projected templates, in the same units.
@@ -58,12 +59,12 @@ class PlanePanel:
 class ReliabilityCurve:
     """Accuracy over confidence of one network, in M bins of equal width over (0, 1].
 
-    Args:
-        name: what the legend calls it, for example "hard targets, T = 1.9".
+    Attributes:
+        name: What the legend calls it, for example "hard targets, T = 1.9".
         confidence: float [M], mean confidence of the bin's examples, a fraction; ignored where `count` is 0.
         accuracy: float [M], fraction of the bin's examples classified correctly; ignored where `count` is 0.
         count: int [M], number of examples in the bin.
-        ece: expected calibration error, a fraction, as the legend shows it.
+        ece: Expected calibration error, a fraction, as the legend shows it.
     """
 
     name: str
@@ -77,8 +78,8 @@ class ReliabilityCurve:
 class SeedCurve:
     """Accuracy at P degrees of smoothing over S seeds.
 
-    Args:
-        name: what the legend calls it, for example "ResNet-56 teacher".
+    Attributes:
+        name: What the legend calls it, for example "ResNet-56 teacher".
         gamma: float [P], equivalent label smoothing γ of the targets, from 0 to K/(K − 1), increasing.
         accuracy: float [P, S], held-out accuracy, a fraction, one column per seed.
     """
@@ -92,12 +93,14 @@ class SeedCurve:
 class InformationCurve:
     """Mutual information I(X; Y) at P moments of training, with the bracket that holds it.
 
-    Args:
-        name: what the legend calls it, for example "label smoothing, α = 0.1".
+    Attributes:
+        name: What the legend calls it, for example "label smoothing, α = 0.1".
         steps: int [P], training steps done, increasing.
         estimate: float [P], in nats.
         lower: float [P], lower end of the bracket, in nats.
         upper: float [P], upper end of the bracket, in nats.
+        paper: float [P], the estimate as the paper makes it, from L = 5 draws an example, in nats; it may lie outside
+            the bracket.
     """
 
     name: str
@@ -105,6 +108,7 @@ class InformationCurve:
     estimate: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
+    paper: np.ndarray | None = None
 
 
 def template_plane_figure(
@@ -113,27 +117,29 @@ def template_plane_figure(
     *,
     row_names: Sequence[str] = (),
     pair_titles: tuple[str, str] = ("without label smoothing", "with label smoothing"),
-    same_scale: bool = False,
+    same_scale: bool | None = None,
 ) -> Figure:
     """Draw penultimate activations on the plane through three templates (the paper's Figure 1).
 
     Each row holds four panels: one network's training and held-out examples, then the other's. The two
     panels of a network share their axes; both axes of a panel have the same unit, so that angles and a
-    regular triangle are seen as they are.
+    regular triangle are seen as they are. Where the networks of a row are drawn to different scales, a line
+    above the row says by how much they differ.
 
     Args:
         panels: 4·R panels in reading order: R rows of (first network train, held-out, second network train,
             held-out).
-        class_names: the three names, or R triples of names where the rows show different classes.
+        class_names: The three names, or R triples of names where the rows show different classes.
         row_names: R short names such as "CIFAR-10, AlexNet"; none by default.
-        pair_titles: what the left and the right pair of columns show.
-        same_scale: draw both networks of a row to one scale instead of each to its own.
+        pair_titles: What the left and the right pair of columns show.
+        same_scale: Draw both networks of a row to one scale (True) or each to its own (False); by default to
+            one where that makes neither less than half as large.
 
     Returns:
         A figure 7 inches wide with 4·R axes in reading order.
 
     Raises:
-        ValueError: if the number of panels, names, shapes or labels do not fit, or if a coordinate is not
+        ValueError: If the number of panels, names, shapes or labels do not fit, or if a coordinate is not
             finite.
 
     Example:
@@ -147,18 +153,19 @@ def template_plane_figure(
     left, gap, pair_gap, right = 0.58, 0.08, 0.46, 0.08
     side = (_PAGE - left - 2 * gap - pair_gap - right) / 4
     strip, headings, ticks, xlabel = 0.26, 0.36, 0.22, 0.18
-    height = headings + num_rows * (strip + side + ticks) + xlabel
+    squares = [_pair_squares(panels[4 * row : 4 * row + 4], same_scale) for row in range(num_rows)]
+    notes = [_scale_note(*(half for _, half in pair)) for pair in squares]
+    note = 0.17 if any(notes) else 0.0
+    height = headings + num_rows * (strip + note + side + ticks) + xlabel
     figure = Figure(figsize=(_PAGE, height))
     columns = np.cumsum([left, side + gap, side + pair_gap, side + gap])
     for row in range(num_rows):
-        strip_top = height - row * (strip + side + ticks) - (headings if row else 0)
-        bottom = strip_top - strip - side - (0 if row else headings)
-        quartet = panels[4 * row : 4 * row + 4]
-        squares = _pair_squares(quartet, same_scale)
-        for column, panel in enumerate(quartet):
+        strip_top = height - row * (strip + note + side + ticks) - (headings if row else 0)
+        bottom = strip_top - strip - note - side - (0 if row else headings)
+        for column, panel in enumerate(panels[4 * row : 4 * row + 4]):
             box = (columns[column] / _PAGE, bottom / height, side / _PAGE, side / height)
             axes = figure.add_axes(box)
-            _draw_panel(axes, panel, squares[column // 2])
+            _draw_panel(axes, panel, squares[row][column // 2])
             axes.tick_params(labelleft=column % 2 == 0)
             if row == 0:
                 axes.set_title(("train", "held-out")[column % 2], size=_LABEL, pad=3)
@@ -167,12 +174,14 @@ def template_plane_figure(
         strip_centre = (strip_top - strip / 2) / height
         legend = _plane_legend(figure, names[row])
         legend.set_bbox_to_anchor((left / _PAGE, strip_centre))
+        note_centre = (strip_top - strip - note / 2) / height
+        figure.text(left / _PAGE, note_centre, notes[row], size=_TICK, va="center_baseline")
         if row_names:
             legend.set(loc="center right", bbox_to_anchor=((_PAGE - right) / _PAGE, strip_centre))
             figure.text(left / _PAGE, strip_centre, row_names[row], size=_LABEL, va="center_baseline")
     for column, title in zip(columns[::2], pair_titles, strict=True):
         centre = (column + side + gap / 2) / _PAGE
-        figure.text(centre, 1 - (strip + 0.10) / height, title, size=_LABEL, ha="center", va="center_baseline")
+        figure.text(centre, 1 - (strip + note + 0.10) / height, title, size=_LABEL, ha="center", va="center_baseline")
     middle = (left + _PAGE - right) / 2 / _PAGE
     label = "first coordinate in the template plane"
     figure.text(middle, 0.04 / height, label, size=_LABEL, ha="center", va="bottom")
@@ -186,14 +195,14 @@ def reliability_figure(curves: Sequence[ReliabilityCurve], *, intervals: bool = 
     dashed diagonal is the bin's term of the expected calibration error. Empty bins have no point.
 
     Args:
-        curves: one to six networks with the same number of bins.
-        intervals: draw the 95 % Wilson interval of each accuracy, given the bin's count.
+        curves: One to six networks with the same number of bins.
+        intervals: Draw the 95 % Wilson interval of each accuracy, given the bin's count.
 
     Returns:
         A figure 3.3 inches wide with two axes: reliability above, bin counts below.
 
     Raises:
-        ValueError: if there are no curves or too many, if the bins differ, if a count is negative or not
+        ValueError: If there are no curves or too many, if the bins differ, if a count is negative or not
             whole, or if a confidence or accuracy of a filled bin lies outside [0, 1].
 
     Example:
@@ -252,22 +261,25 @@ def distillation_figure(
     baseline: SeedCurve,
     hard_teacher: SeedCurve | None = None,
     smoothed_teacher: SeedCurve | None = None,
+    plain: float | Sequence[float] | np.ndarray | None = None,
 ) -> Figure:
     """Draw accuracy over the equivalent label smoothing γ (the paper's Figure 5).
 
-    Lines join the means over seeds; a vertical bar spans the smallest and the largest.
+    Lines join the means over seeds; a vertical bar spans the smallest and the largest. The plain student's mean is a
+    grey line across, in a band from its smallest to its largest accuracy: what lies below it is no help.
 
     Args:
-        teacher: the teacher over its own label smoothing (γ = α).
-        baseline: the student without a teacher over its own label smoothing (γ = α).
-        hard_teacher: students of the teacher trained with hard targets, over its temperature.
-        smoothed_teacher: students of teachers trained with label smoothing, at temperature 1.
+        teacher: The teacher over its own label smoothing (γ = α).
+        baseline: The student without a teacher over its own label smoothing (γ = α); γ = 0 is the plain student.
+        hard_teacher: Students of the teacher trained with hard targets, over its temperature.
+        smoothed_teacher: Students of teachers trained with label smoothing, at temperature 1.
+        plain: [S] or one number, held-out accuracy of the student with hard targets and no teacher, a fraction.
 
     Returns:
         A figure 3.3 inches wide with one axes.
 
     Raises:
-        ValueError: if shapes do not fit, if γ does not increase, or if a value lies outside [0, 1].
+        ValueError: If shapes do not fit, if γ does not increase, or if a value lies outside [0, 1].
 
     Example:
         >>> curve = SeedCurve("teacher", np.array([0.0, 0.15]), np.array([[0.90, 0.92], [0.91, 0.95]]))
@@ -283,7 +295,7 @@ def distillation_figure(
     drawn = [style for style in styles if style[0] is not None]
     for curve, *_ in drawn:
         _check_seeds(curve)
-    figure, axes = _column_figure(len(drawn))
+    figure, axes = _column_figure(len(drawn) + (plain is not None))
     for curve, color, dashes, marker in drawn:
         accuracy = np.asarray(curve.accuracy)
         axes.vlines(curve.gamma, accuracy.min(axis=1), accuracy.max(axis=1), color=color, linewidth=1.0, alpha=0.7)
@@ -297,6 +309,8 @@ def distillation_figure(
             markersize=3.6,
             label=curve.name,
         )
+    if plain is not None:
+        _draw_plain(axes, np.atleast_1d(plain))
     _style(axes, "equivalent label smoothing γ", "accuracy (%)")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}"))
     _legend_above(figure, axes)
@@ -306,51 +320,55 @@ def distillation_figure(
 def information_figure(curves: Sequence[InformationCurve], num_examples: int) -> Figure:
     """Draw the mutual information between example and logit difference over training (the paper's Figure 6).
 
-    Lines are the estimates, bands their brackets. ln 2 is what remains when two classes collapse to two
-    points, ln N what is there when every example can be told from every other.
+    Lines are the estimates, bands their brackets, thin lines with hollow markers the paper's own estimates. The axis
+    spans these. ln 2 is what remains when two classes collapse to two points, ln N what is there when every example
+    can be told from every other: a line where the axis reaches it, and a word in the legend where it does not.
 
     Args:
-        curves: one to six networks.
+        curves: One to six networks.
         num_examples: N, the number of examples the information is about.
 
     Returns:
         A figure 3.3 inches wide with one axes; information is in nats.
 
     Raises:
-        ValueError: if there are no curves or too many, if shapes do not fit, if steps do not increase, if a
+        ValueError: If there are no curves or too many, if shapes do not fit, if steps do not increase, if a
             bracket does not hold its estimate, or if N < 2.
 
     Example:
         >>> curve = InformationCurve("hard", np.array([0, 100]), np.ones(2), np.zeros(2), np.full(2, 1.5))
-        >>> [line.get_ydata()[0].round(3) for line in information_figure([curve], 600).axes[0].lines[-2:]]
-        [np.float64(0.693), np.float64(6.397)]
+        >>> axes = information_figure([curve], 600).axes[0]
+        >>> axes.texts[0].get_text(), axes.get_legend_handles_labels()[1]
+        ('ln 2', ['hard', 'ln 600 = 6.40 is above this axis'])
     """
     _check_information(curves, num_examples)
-    figure, axes = _column_figure(len(curves), right=0.52)
+    low, high = _information_limits(curves)
+    levels = sorted({2, num_examples})
+    inside = [level for level in levels if low <= np.log(level) <= high]
+    outside = [level for level in levels if level not in inside]
+    entries = len(curves) + any(curve.paper is not None for curve in curves) + len(outside)
+    figure, axes = _column_figure(entries, right=0.52 if inside else 0.10)
     for curve, color, marker, dashes in zip(curves, _COLORS, _MARKERS, _DASHES, strict=False):
         axes.fill_between(curve.steps, curve.lower, curve.upper, color=color, alpha=0.2, linewidth=0)
-        axes.plot(
-            curve.steps,
-            curve.estimate,
-            color=color,
-            linestyle=dashes,
-            linewidth=1.2,
-            marker=marker,
-            markersize=3.2,
-            label=curve.name,
-        )
-    for level in (2, num_examples):
+        line = {"color": color, "linestyle": dashes, "marker": marker}
+        axes.plot(curve.steps, curve.estimate, **line, linewidth=1.2, markersize=3.2, label=curve.name)
+        if curve.paper is not None:
+            axes.plot(curve.steps, curve.paper, **line, **_THIN)
+    if any(curve.paper is not None for curve in curves):
+        axes.plot([], [], color=_GREY, marker="o", **_THIN, label="thin: estimated as in the paper, 5 draws")
+    for level in inside:
         axes.axhline(np.log(level), color=_GREY, linestyle=(0, (1, 2)), linewidth=0.9, zorder=1)
         # Beside the axes, where no curve can run through it.
         place = {"xy": (1, np.log(level)), "xycoords": ("axes fraction", "data"), "va": "center"}
         offset = {"xytext": (3, 0), "textcoords": "offset points"}
         axes.annotate(f"ln {level:,}", **place, **offset, size=_TICK, color=_GREY, annotation_clip=False)
+    for level in outside:
+        side = "above" if np.log(level) > high else "below"
+        axes.plot([], [], linestyle="", label=f"ln {level:,} = {np.log(level):.2f} is {side} this axis")
     _style(axes, "training steps", "mutual information (nats)")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    lowest = min(0.0, *(np.min(curve.lower) for curve in curves))
-    highest = max(np.log(num_examples), *(np.max(curve.upper) for curve in curves))
-    axes.set_ylim(1.05 * lowest, 1.1 * highest)
+    axes.set_ylim(low, high)
     _legend_above(figure, axes)
     return figure
 
@@ -361,15 +379,15 @@ def save(figure: Figure, path: str | os.PathLike) -> Path:
     The file is whole or absent: see `files.replace`.
 
     Args:
-        figure: the figure.
-        path: a file name that ends in .png, .pdf or .svg, in a folder that exists.
+        figure: The figure.
+        path: A file name that ends in .png, .pdf or .svg, in a folder that exists.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: if the ending is another one.
-        FileNotFoundError: if the folder does not exist.
+        ValueError: If the ending is another one.
+        FileNotFoundError: If the folder does not exist.
     """
     path = Path(path)
     files.replace(path, encode(figure, path.suffix.lstrip(".")))
@@ -380,25 +398,42 @@ def encode(figure: Figure, file_format: str) -> bytes:
     """Render a figure to the bytes of a file without time stamps.
 
     Args:
-        figure: the figure.
+        figure: The figure.
         file_format: "png" (200 dots an inch), "pdf" (fonts embedded as TrueType, as journals ask) or "svg".
 
     Returns:
         The content of the file.
 
     Raises:
-        ValueError: if the format is another one.
+        ValueError: If the format is another one.
     """
     dated = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     if file_format not in dated:
         raise ValueError(
-            f"a figure is written as .png, .pdf or .svg, got {file_format!r}; change the file name's ending"
+            f"a figure is written as .png, .pdf or .svg; received {file_format!r}; change the file name's ending"
         )
     content = io.BytesIO()
     # The salt makes SVG element ids, and so the file, the same in every run.
     with matplotlib.rc_context({"svg.hashsalt": "ls_keras", "pdf.fonttype": 42}):
         figure.savefig(content, format=file_format, dpi=200, metadata=dated[file_format])
     return content.getvalue()
+
+
+def _draw_plain(axes: Axes, accuracy: np.ndarray) -> None:
+    name = "student with hard targets, no teacher"
+    if accuracy.ndim != 1 or not len(accuracy):
+        raise ValueError(f"plain must be one accuracy or one for each seed; received shape {accuracy.shape}")
+    _check_fractions(name, accuracy)
+    axes.axhspan(accuracy.min(), accuracy.max(), color=_GREY, alpha=0.15, linewidth=0, zorder=0)
+    axes.axhline(accuracy.mean(), color=_GREY, linestyle=(0, (4, 3)), linewidth=0.9, zorder=1, label=name)
+
+
+def _information_limits(curves: Sequence[InformationCurve]) -> tuple[float, float]:
+    """Return the ends of an axis that spans brackets and paper's estimates, with 5 % to spare at each."""
+    drawn = [array for curve in curves for array in (curve.lower, curve.upper, curve.paper) if array is not None]
+    low, high = min(map(np.min, drawn)), max(map(np.max, drawn))
+    margin = 0.05 * (high - low) or 0.05
+    return low - margin, high + margin
 
 
 def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
@@ -441,11 +476,13 @@ def _legend_above(figure: Figure, axes: Axes) -> None:
 def _names_per_row(class_names: Sequence[str] | Sequence[Sequence[str]], num_rows: int) -> list[list[str]]:
     nested = [class_names] * num_rows if class_names and isinstance(class_names[0], str) else class_names
     if len(nested) != num_rows or any(len(names) != 3 for names in nested):
-        raise ValueError(f"class_names must be three names, or three for each of {num_rows} rows, got {class_names!r}")
+        raise ValueError(
+            f"class_names must be three names, or three for each of {num_rows} rows; received {class_names!r}"
+        )
     return [list(names) for names in nested]
 
 
-def _pair_squares(quartet: Sequence[PlanePanel], same_scale: bool) -> list[tuple[np.ndarray, float]]:
+def _pair_squares(quartet: Sequence[PlanePanel], same_scale: bool | None) -> list[tuple[np.ndarray, float]]:
     """Return the centre and half width of the square that holds both panels of each network."""
     squares = []
     for pair in (quartet[:2], quartet[2:]):
@@ -453,10 +490,20 @@ def _pair_squares(quartet: Sequence[PlanePanel], same_scale: bool) -> list[tuple
         low, high = everything.min(axis=0), everything.max(axis=0)
         # 10 % keeps the stars off the frame; a plane with all points in one place still needs some width.
         squares.append(((low + high) / 2, 0.55 * float((high - low).max()) or 1.0))
-    if same_scale:
-        widest = max(half for _, half in squares)
+    narrowest, widest = sorted(half for _, half in squares)
+    if same_scale or (same_scale is None and widest < 2 * narrowest):
         squares = [(centre, widest) for centre, _ in squares]
     return squares
+
+
+def _scale_note(left: float, right: float) -> str:
+    """Return what to say of two pairs of panels with these half widths; nothing if they look equally large."""
+    ratio = max(left, right) / min(left, right)
+    factor = f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+    if factor == "1.0":
+        return ""
+    larger, smaller = ("right", "left") if left > right else ("left", "right")
+    return f"Scales differ: the {larger} pair is drawn {factor} times as large as the {smaller} one."
 
 
 def _draw_panel(axes: Axes, panel: PlanePanel, square: tuple[np.ndarray, float]) -> None:
@@ -550,28 +597,28 @@ def _count_scale(axes: Axes, counts: np.ndarray) -> None:
 def _check_panels(panels: Sequence[PlanePanel], row_names: Sequence[str]) -> int:
     num_rows, left_over = divmod(len(panels), 4)
     if not num_rows or left_over:
-        raise ValueError(f"panels come in rows of four (train, held-out, train, held-out), got {len(panels)}")
+        raise ValueError(f"panels come in rows of four (train, held-out, train, held-out); received {len(panels)}")
     if row_names and len(row_names) != num_rows:
-        raise ValueError(f"row_names must name each of the {num_rows} rows or none, got {len(row_names)}")
+        raise ValueError(f"row_names must name each of the {num_rows} rows or none; received {len(row_names)}")
     for index, panel in enumerate(panels):
         points, labels, templates = (np.asarray(a) for a in (panel.points, panel.labels, panel.templates))
         if points.ndim != 2 or points.shape[1] != 2 or labels.shape != points.shape[:1] or templates.shape != (3, 2):
             raise ValueError(
-                f"panel {index} must hold points [N, 2], labels [N] and templates [3, 2], "
-                f"got {points.shape}, {labels.shape} and {templates.shape}"
+                f"panel {index} must hold points [N, 2], labels [N] and templates [3, 2]; "
+                f"received {points.shape}, {labels.shape} and {templates.shape}"
             )
         if not (np.isfinite(points).all() and np.isfinite(templates).all()):
             raise ValueError(f"panel {index} holds NaN or infinite coordinates; look for them in the activations")
         if not np.isin(labels, (0, 1, 2)).all():
             raise ValueError(
-                f"labels of panel {index} must be 0, 1 or 2, the place in class_names, got {np.unique(labels)}"
+                f"labels of panel {index} must be 0, 1 or 2, the place in class_names; received {np.unique(labels)}"
             )
     return num_rows
 
 
 def _check_number(curves: Sequence[object]) -> None:
     if not 1 <= len(curves) <= len(_COLORS):
-        raise ValueError(f"a figure shows one to {len(_COLORS)} curves, got {len(curves)}")
+        raise ValueError(f"a figure shows one to {len(_COLORS)} curves; received {len(curves)}")
 
 
 def _check_reliability(curves: Sequence[ReliabilityCurve]) -> None:
@@ -581,23 +628,25 @@ def _check_reliability(curves: Sequence[ReliabilityCurve]) -> None:
         confidence, accuracy, count = (np.asarray(a) for a in (curve.confidence, curve.accuracy, curve.count))
         if not confidence.shape == accuracy.shape == count.shape == (num_bins,):
             raise ValueError(
-                f"curve {curve.name!r} must hold confidence, accuracy and count of {num_bins} bins each, "
-                f"got {confidence.shape}, {accuracy.shape} and {count.shape}"
+                f"curve {curve.name!r} must hold confidence, accuracy and count of {num_bins} bins each; "
+                f"received {confidence.shape}, {accuracy.shape} and {count.shape}"
             )
         if not (count.sum() > 0 and (count >= 0).all() and (count == np.round(count)).all()):
-            raise ValueError(f"curve {curve.name!r} must count at least one example, in whole numbers, got {count}")
+            raise ValueError(
+                f"curve {curve.name!r} must count at least one example, in whole numbers; received {count}"
+            )
         _check_fractions(curve.name, confidence[count > 0], accuracy[count > 0])
 
 
 def _check_fractions(name: str, *arrays: np.ndarray) -> None:
     for array in arrays:
         if not ((array >= 0) & (array <= 1)).all():  # NaN fails too
-            raise ValueError(f"curve {name!r} must hold fractions between 0 and 1, got {array}")
+            raise ValueError(f"curve {name!r} must hold fractions between 0 and 1; received {array}")
 
 
 def _check_increasing(name: str, values: np.ndarray, what: str) -> None:
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or (np.diff(values) <= 0).any():
-        raise ValueError(f"curve {name!r} needs {what} in increasing order, got {values}")
+        raise ValueError(f"curve {name!r} needs {what} in increasing order; received {values}")
 
 
 def _check_seeds(curve: SeedCurve) -> None:
@@ -605,25 +654,32 @@ def _check_seeds(curve: SeedCurve) -> None:
     _check_increasing(curve.name, gamma, "γ")
     if accuracy.ndim != 2 or len(accuracy) != len(gamma) or not accuracy.shape[1]:
         raise ValueError(
-            f"curve {curve.name!r} needs accuracy [{len(gamma)}, seeds] for its {len(gamma)} values of γ, "
-            f"got {accuracy.shape}"
+            f"curve {curve.name!r} needs accuracy [{len(gamma)}, seeds] for its {len(gamma)} values of γ; "
+            f"received {accuracy.shape}"
         )
     _check_fractions(curve.name, accuracy)
     if not ((gamma >= 0) & (gamma <= 2)).all():  # K/(K − 1), of a teacher that is surely wrong, is at most 2
-        raise ValueError(f"curve {curve.name!r} must hold γ between 0 and K/(K − 1), got {gamma}")
+        raise ValueError(f"curve {curve.name!r} must hold γ between 0 and K/(K − 1); received {gamma}")
 
 
 def _check_information(curves: Sequence[InformationCurve], num_examples: int) -> None:
     _check_number(curves)
     if num_examples < 2:
-        raise ValueError(f"num_examples must be at least 2, got {num_examples}")
+        raise ValueError(f"num_examples must be at least 2; received {num_examples}")
     for curve in curves:
         steps, estimate, lower, upper = (np.asarray(a) for a in (curve.steps, curve.estimate, curve.lower, curve.upper))
         _check_increasing(curve.name, steps, "training steps")
         if not steps.shape == estimate.shape == lower.shape == upper.shape:
             raise ValueError(
-                f"curve {curve.name!r} needs estimate, lower and upper for its {len(steps)} steps, "
-                f"got {estimate.shape}, {lower.shape} and {upper.shape}"
+                f"curve {curve.name!r} needs estimate, lower and upper for its {len(steps)} steps; "
+                f"received {estimate.shape}, {lower.shape} and {upper.shape}"
             )
         if not ((lower <= estimate) & (estimate <= upper) & np.isfinite(lower) & np.isfinite(upper)).all():
             raise ValueError(f"curve {curve.name!r} must have finite lower <= estimate <= upper at each step")
+        if curve.paper is not None and not (
+            np.shape(curve.paper) == steps.shape and np.isfinite(np.asarray(curve.paper)).all()
+        ):
+            raise ValueError(
+                f"curve {curve.name!r} needs a finite estimate of the paper for its {len(steps)} steps; received "
+                f"{curve.paper}"
+            )

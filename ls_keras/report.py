@@ -1,276 +1,102 @@
-"""Verdicts on the paper's claims, and one self-contained HTML page that shows them.
+"""One self-contained HTML page for a reader with little time, and verdicts for the terminal.
 
-A verdict comes from a 95 % interval of differences paired over seeds, signed so that positive speaks for the claim. It
-is never adjusted to please: a claim that fails on some data is a finding and is printed as such. A page of many
-verdicts says how many of them chance alone would give, and marks those that survive Holm's correction.
+The page says first what was found, then shows the first figure and the verdicts, then the rest. A page of many verdicts
+says how many of its tests chance alone would let hold, and marks those that survive Holm's correction.
 """
 
 import base64
 import math
 import os
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from ls_keras import files
-from ls_keras.analysis.intervals import Interval, holm
 from ls_keras.plots import encode
+from ls_keras.verdicts import OUTCOMES, TAIL, Setting, Verdict, survivors
 
 import jinja2
-import numpy as np
 from matplotlib.figure import Figure
 
-OUTCOMES = ("holds", "does not hold", "undecided", "not run")
-_CONFIDENCE = 0.95
+_SYMBOLS = dict(zip(OUTCOMES, "✓✗±?–", strict=True))
+_PLURALS = {"holds": "hold", "does not hold": "do not hold", "changes sign": "change sign"}
 _FEW_SEEDS = 3
-_TAIL = (1 - _CONFIDENCE) / 2
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one test says about one claim.
-
-    Args:
-        id: the claim's short name, for example "C5".
-        claim: the claim, one sentence.
-        measure: what was measured, with its unit and what is subtracted from what, one sentence.
-        estimate: the measured value, in the unit of `measure`; NaN if the test was not run.
-        low: lower end of the 95 % interval; NaN if the test was not run.
-        high: upper end of the 95 % interval; NaN if the test was not run.
-        num_seeds: seeds behind the interval; 0 for an exact check, which has none.
-        outcome: "holds", "does not hold", "undecided" or "not run".
-        paper: the paper's own value, if it prints one.
-        note: what a reader must know beside the numbers, for example the margin.
-        num_examples: examples behind an interval over seeds and examples; 0 for one over seeds alone.
-        p_value: one-sided, of the side of the threshold on which the estimate lies: below 0.025 where the claim holds
-            or does not hold; NaN where there is no interval.
-
-    Raises:
-        ValueError: if the outcome is another one, if the texts are empty, or if not low ≤ estimate ≤ high.
-    """
-
-    id: str
-    claim: str
-    measure: str
-    estimate: float
-    low: float
-    high: float
-    num_seeds: int
-    outcome: str
-    paper: str = ""
-    note: str = ""
-    num_examples: int = 0
-    p_value: float = math.nan
-
-    def __post_init__(self) -> None:
-        if self.outcome not in OUTCOMES:
-            raise ValueError(f"the outcome of {self.id!r} must be one of {OUTCOMES}, got {self.outcome!r}")
-        if not (self.id.strip() and self.claim.strip() and self.measure.strip()):
-            raise ValueError(f"a verdict needs id, claim and measure, got {self!r}")
-        if self.outcome != "not run" and not self.low <= self.estimate <= self.high:
-            raise ValueError(
-                f"the interval of {self.id!r} must hold its estimate, got {self.low} <= {self.estimate} <= {self.high}"
-            )
-
-    def to_dict(self) -> dict[str, str | int | float | None]:
-        """Return the fields as JSON can hold them: NaN and infinity become None."""
-        return {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
-        }
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+# Names of settings up to this length stay on one line.
+_SHORT = 16
+# Characters across a terminal, and across a telephone.
+_COLUMNS, _NARROW = 100, 46
+# Beyond these a float is shown as 1.234e−07 or 1.234e+09.
+_MOST_DECIMALS, _MOST_DIGITS = 6, 9
+# A number, alone or followed by its error, interval or unit.
+_NUMBER = re.compile(r"[-+−]?\d(?:[-+−\d.,\s%±×\[\]()e]|to)*|[-–]?")
+_PLAIN_NUMBER = re.compile(r"[-+−]?[\d,]+(\.\d+)?")
 
 
 @dataclass(frozen=True, eq=False)
 class Illustration:
-    """A figure of the report.
+    """A figure of the page.
 
-    Args:
-        figure: the figure.
-        caption: one sentence that says what to see.
-        alt: what the figure shows, for those who cannot see it.
+    Attributes:
+        figure: The figure.
+        caption: One or two sentences that say what to see, without the figure's number or the paper's.
+        alt: What the figure shows, for those who cannot see it.
+        paper: The figure of the paper that it repeats with own data, for example "Figure 1"; empty if there is none.
     """
 
     figure: Figure
     caption: str
     alt: str
+    paper: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the report.
+    """A table of the page.
 
-    Args:
-        caption: one sentence that says what the numbers are, with their unit.
+    Attributes:
+        caption: One sentence that says what the numbers are, with their unit.
         header: C column names.
-        rows: rows of C cells, the first of which names the row; floats are shown to four significant digits.
+        rows: Rows of C cells, the first of which names the row. Floats are shown to about four significant digits;
+            numbers that are text already, such as "0.9713 ± 0.0051", are left as they are.
+        by_row: Whether each row, and not each column, is one quantity: the floats of a quantity get equally many
+            decimals.
     """
 
     caption: str
     header: Sequence[str]
     rows: Sequence[Sequence[str | int | float]]
-
-
-def paired_verdict(
-    id: str, claim: str, measure: str, interval: Interval, *, paper: str = "", note: str = ""
-) -> Verdict:
-    """Judge a claim by an interval of differences paired over seeds.
-
-    The claim holds if low > 0, does not hold if high < 0 and is undecided otherwise: a test at 2.5 % a side, if the
-    interval is one of 95 %.
-
-    Args:
-        id: the claim's short name.
-        claim: the claim, one sentence.
-        measure: what a difference is, with its unit.
-        interval: of the differences, *positive where a seed speaks for the claim*: `intervals.crossed` for what is a
-            mean over examples, `intervals.over_seeds` for what is not.
-        paper: the paper's own value.
-        note: anything a reader must know.
-
-    Returns:
-        The verdict.
-
-    Raises:
-        ValueError: for an interval of another level than 95 %.
-
-    Example:
-        >>> interval = intervals.over_seeds([0.01, 0.02, 0.03])  # 0.02 ± 4.3027 · 0.01 / √3
-        >>> verdict = paired_verdict("C3", "projections shrink", "mean coordinate, hard − smoothed", interval)
-        >>> verdict.outcome, round(verdict.low, 4), round(verdict.high, 4)
-        ('undecided', -0.0048, 0.0448)
-    """
-    return _interval_verdict(id, claim, measure, interval, threshold=0.0, paper=paper, note=note)
-
-
-def noninferiority_verdict(
-    id: str, claim: str, measure: str, interval: Interval, margin: float, *, paper: str = "", note: str = ""
-) -> Verdict:
-    """Judge a claim that something is kept or improves, where a loss up to a margin counts as none.
-
-    The claim holds if low > −margin, does not hold if high < −margin and is undecided otherwise. The margin must be
-    fixed before the data are seen; the verdict's note states it.
-
-    Args:
-        id: the claim's short name.
-        claim: the claim, one sentence.
-        measure: what a difference is, with its unit.
-        interval: of the differences, positive where things got better; as for `paired_verdict`.
-        margin: the loss that would not matter, in the unit of the differences, above 0.
-        paper: the paper's own value.
-        note: anything a reader must know.
-
-    Returns:
-        The verdict.
-
-    Raises:
-        ValueError: for a margin that is not above 0, or an interval of another level than 95 %.
-
-    Example:
-        >>> interval = intervals.over_seeds([0.0, -0.001])  # −0.0005 ± 12.7062 · 0.0005
-        >>> noninferiority_verdict("C5", "accuracy is kept", "accuracy, smoothed − hard", interval, 0.01).outcome
-        'holds'
-
-    Reference: Blackwelder (1982), "Proving the null hypothesis in clinical trials".
-    """
-    if not 0 < margin < math.inf:
-        raise ValueError(f"the margin of {id!r} must be a positive number, got {margin}")
-    allowed = f"a loss of up to {margin:g} was allowed beforehand"
-    note = f"{allowed}; {note}" if note else allowed
-    return _interval_verdict(id, claim, measure, interval, threshold=-margin, paper=paper, note=note)
-
-
-def identity_verdict(
-    id: str, claim: str, measure: str, errors: Sequence[float], tolerance: float, *, note: str = ""
-) -> Verdict:
-    """Judge an exact identity: it holds if the largest absolute error is at most the tolerance.
-
-    Args:
-        id: the claim's short name.
-        claim: the identity, one sentence.
-        measure: what an error is, with its unit.
-        errors: left side minus right side, any number of cases.
-        tolerance: what rounding may cost, in the unit of the errors, above 0.
-        note: anything a reader must know.
-
-    Returns:
-        The verdict, with the largest absolute error as estimate and no interval.
-
-    Raises:
-        ValueError: for no errors, NaN or infinity among them, or a tolerance that is not above 0.
-
-    Example:
-        >>> identity_verdict("C13", "both sides agree", "largest error, nats", [1e-9, -2e-9], 1e-6).outcome
-        'holds'
-    """
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"the tolerance of {id!r} must be a positive number, got {tolerance}")
-    largest = float(np.abs(_finite(id, errors)).max())
-    allowed = f"up to {tolerance:g} was allowed for rounding"
-    outcome = "holds" if largest <= tolerance else "does not hold"
-    note = f"{allowed}; {note}" if note else allowed
-    return Verdict(id, claim, measure, largest, largest, largest, 0, outcome, note=note)
-
-
-def not_run(id: str, claim: str, measure: str, reason: str) -> Verdict:
-    """Record a claim that this run did not test, and why.
-
-    Args:
-        id: the claim's short name.
-        claim: the claim, one sentence.
-        measure: what would have been measured.
-        reason: why it was not, and what would run it.
-
-    Returns:
-        The verdict, with NaN for numbers.
-    """
-    return Verdict(id, claim, measure, math.nan, math.nan, math.nan, 0, "not run", note=reason)
-
-
-def survivors(verdicts: Sequence[Verdict]) -> list[bool]:
-    """Say which verdicts survive Holm's correction for the number of tests on their page.
-
-    Each verdict with an interval is a test at 2.5 % a side. Holm's procedure at 2.5 % on the p values of the side on
-    which each estimate lies keeps the chance that one or more verdicts survive, though nothing is there, at 2.5 % a
-    side, 5 % in all, however the tests depend on each other. Exact checks, and what was not run, are no tests.
-
-    Args:
-        verdicts: all of one page.
-
-    Returns:
-        One bool for each; never True where the verdict is undecided.
-
-    Example: p values .001, .02 and .3 of three tests: .001 ≤ .025/3, but .02 > .025/2.
-
-    Reference: Holm (1979), "A simple sequentially rejective multiple test procedure".
-    """
-    kept = iter(holm([verdict.p_value for verdict in verdicts if verdict.num_seeds], _TAIL))
-    return [bool(verdict.num_seeds and next(kept)) for verdict in verdicts]
+    by_row: bool = False
 
 
 def verdicts_text(verdicts: Sequence[Verdict]) -> str:
     """Set verdicts as a table for the terminal, at most 100 columns wide.
 
     Args:
-        verdicts: the verdicts, in the order in which they are shown.
+        verdicts: The verdicts, in the order in which they are shown.
 
     Returns:
-        Lines joined by line feeds: id, outcome (with * if it survives Holm's correction), estimate, interval, seeds
-        (× examples, where the interval covers them), and the claim with what was measured; then what chance would give.
+        Lines joined by line feeds. For each claim, id, outcome, estimate, interval and the claim itself, followed by
+        the reason where it was not run; a claim judged at several settings has one more line for each. An asterisk
+        marks what survives Holm's correction. Then the counts, what chance would give and what the intervals are over.
     """
-    widths = (5, 15, 9, 21, 7, 36)
-    layout = "{:<5} {:<15} {:>9}  {:<21} {:>7}  {}"
-    titles = ("claim", "outcome", "estimate", "95 % interval", "seeds", "the paper's claim; measured by")
-    lines = [layout.format(*titles), layout.format(*("-" * width for width in widths))]
-    for verdict, survives in zip(verdicts, survivors(verdicts), strict=True):
-        text = textwrap.wrap(verdict.claim, widths[-1])
-        for part in (verdict.measure, verdict.note, verdict.paper and f"in the paper: {verdict.paper}"):
-            text += textwrap.wrap(part, widths[-1], initial_indent="  ", subsequent_indent="  ")
-        seeds = f"{verdict.num_seeds}×{verdict.num_examples}" if verdict.num_examples else str(verdict.num_seeds or "")
-        first = (verdict.id, verdict.outcome + " *" * survives, *_numbers(verdict), seeds, text[0])
-        lines += [layout.format(*first), *(" " * 64 + line for line in text[1:])]
-    return "\n".join([*lines, "", *(line for part in _caveats(verdicts, "*") for line in textwrap.wrap(part, 100))])
+    rows = [row for pair in zip(verdicts, survivors(verdicts), strict=True) for row in _text_rows(*pair)]
+    titles = ("claim", "outcome", "estimate", "95 % interval", "the paper's claim")
+    widths = [max(map(len, column)) for column in list(zip(titles, *rows, strict=True))[:-1]]
+    room = max(20, _COLUMNS - sum(widths) - 2 * len(widths))
+    lines = [
+        *_set_row(titles, widths, room),
+        "  ".join("-" * width for width in (*widths, min(room, 40))),
+        *(line for row in rows for line in _set_row(row, widths, room)),
+        "",
+    ]
+    counts = ", ".join(words for _, words in _counts(verdicts))
+    below = [f"Of {len(verdicts)} claims: {counts}.", *_caveats(verdicts, "*"), _sizes_text(verdicts)]
+    return "\n".join(lines + [line for part in below for line in textwrap.wrap(part, _COLUMNS)])
 
 
 def write_report(
@@ -278,6 +104,7 @@ def write_report(
     *,
     title: str,
     lead: str,
+    findings: Sequence[str] = (),
     verdicts: Sequence[Verdict] = (),
     figures: Sequence[Illustration] = (),
     tables: Sequence[Table] = (),
@@ -286,133 +113,190 @@ def write_report(
     """Write one HTML page that needs nothing beside it: figures inside, no script, no request to any network.
 
     Args:
-        path: the file, in a folder that exists.
-        title: what the page is about.
-        lead: one paragraph that says what was found, or what was asked.
-        verdicts: shown first.
-        figures: shown second, numbered.
-        tables: shown third, numbered.
-        made_how: shown last: what a reader needs to make the page again, for example
+        path: The file, in a folder that exists.
+        title: What the page is about.
+        lead: A short paragraph that says what was asked, and of which data.
+        findings: About three sentences with numbers that say what was found and what to do, right under the title.
+        verdicts: A row for each claim, after the first figure.
+        figures: Numbered; the first is shown above the verdicts, the others below.
+        tables: Numbered, after the figures.
+        made_how: Shown last: what a reader needs to make the page again, for example
             `{"Data": …, "Seeds": …, "Versions": …, "Machine": …, "Command": …, "Time": …}`.
 
     Returns:
         The path. The file is written beside and renamed into place, so that it is whole or absent.
 
     Raises:
-        ValueError: if title or lead is empty, a figure has no caption or alternative text, a table has no
+        ValueError: If title, lead or a finding is empty, a figure has no caption or alternative text, a table has no
             rows or a row that does not fit its header, or two verdicts have the same id.
-        FileNotFoundError: if the folder does not exist.
+        FileNotFoundError: If the folder does not exist.
+
+    Example:
+        >>> write_report(
+        ...     "report.html",
+        ...     title="When does label smoothing help?",
+        ...     lead="Ten claims of the paper, tested on 1,797 digits.",
+        ...     findings=["Smoothing raised ECE by 0.067: rather fit a temperature."],
+        ...     verdicts=[judge("C3", "Projections shrink.", "Mean coordinate, hard − smoothed.", interval)],
+        ...     made_how={"Command": "python recipes/paper.py"},
+        ... )
     """
     path = Path(path)
-    _check_report(title, lead, verdicts, figures, tables)
+    _check_report(title, lead, findings, verdicts, figures, tables)
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((resources.files("ls_keras") / "report.html.jinja").read_text("utf-8"))
+    sizes = _common_sizes(verdicts)
     page = template.render(
         title=title,
         lead=lead,
-        summary=_summary(verdicts),
+        findings=findings,
+        counts=_counts(verdicts),
         caveats=_caveats(verdicts, "★"),
-        verdicts=[_row(*pair) for pair in zip(verdicts, survivors(verdicts), strict=True)],
+        sizes=sizes,
+        verdicts=[_row(*pair, not sizes) for pair in zip(verdicts, survivors(verdicts), strict=True)],
         figures=[_image(illustration) for illustration in figures],
         tables=[_cells(table) for table in tables],
-        made_how=made_how,
+        made_how={name: _options(text) for name, text in made_how.items()},
     )
     files.replace(path, page)
     return path
 
 
-def _interval_verdict(
-    id: str, claim: str, measure: str, interval: Interval, *, threshold: float, paper: str, note: str
-) -> Verdict:
-    if interval.level != _CONFIDENCE:
-        raise ValueError(f"the interval of {id!r} must be one of {_CONFIDENCE:.0%}, got {interval.level:.4%}")
-    low, high, above = interval.low, interval.high, interval.tail(threshold)
-    outcome = "holds" if low > threshold else "does not hold" if high < threshold else "undecided"
-    numbers = (interval.estimate, low, high, interval.num_seeds, outcome, paper, note)
-    return Verdict(id, claim, measure, *numbers, interval.num_examples, min(above, 1 - above))
-
-
-def _finite(id: str, values: Sequence[float]) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) < 1:
-        raise ValueError(f"the verdict {id!r} needs at least one number in a row, got shape {array.shape}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"the verdict {id!r} needs finite numbers, got {array}; look at the runs behind NaN")
-    return array
-
-
-def _fixed(value: float, digits: int, sign: str = "") -> str:
+def _minus(number: str) -> str:
     # A true minus sign, as wide as the plus above it.
-    return f"{value:{sign}.{digits}f}".replace("-", "−")
+    return number.replace("-", "−")
 
 
-def _general(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")
-
-
-def _digits(verdict: Verdict) -> int:
+def _digits(setting: Setting) -> int:
     """Return the decimals that show two digits of the interval's half width, and on which side of 0 its ends lie."""
-    half = (verdict.high - verdict.low) / 2
-    sizes = [half / 10 if half else verdict.estimate / 100, verdict.low, verdict.high]
+    half = (setting.high - setting.low) / 2
+    sizes = [half / 10 if half else setting.estimate / 100, setting.low, setting.high]
     smallest = min((abs(size) for size in sizes if size), default=1.0)
     return min(12, max(0, -math.floor(math.log10(smallest))))
 
 
-def _numbers(verdict: Verdict) -> tuple[str, str]:
-    if verdict.outcome == "not run":
-        return "", ""
+def _numbers(verdict: Verdict) -> list[tuple[str, str]]:
+    """Return estimate and interval at each setting, with as many decimals at one as at the others."""
     if not verdict.num_seeds:
-        return f"{verdict.estimate:.2g}".replace("-", "−"), "exact check"
-    estimate, low, high = (
-        _fixed(value, _digits(verdict), "+") for value in (verdict.estimate, verdict.low, verdict.high)
-    )
-    return estimate, f"{low} to {high}"
+        return [(_minus(f"{setting.estimate:.2g}"), "exact check") for setting in verdict.settings]
+    digits = max(_digits(setting) for setting in verdict.settings)
+    shown = []
+    for setting in verdict.settings:
+        estimate, low, high = (
+            _minus(f"{value:+.{digits}f}") for value in (setting.estimate, setting.low, setting.high)
+        )
+        shown.append((estimate, f"[{low}, {high}]"))
+    return shown
 
 
-def _row(verdict: Verdict, survives: bool) -> dict[str, str | bool]:
-    estimate, interval = _numbers(verdict)
-    if verdict.outcome == "not run":
-        value = "not measured"
-    elif not verdict.num_seeds:
-        value = f"{estimate} (exact check)"
-    else:
-        sizes = f"{verdict.num_seeds} seeds" + f" × {verdict.num_examples:,} examples" * (verdict.num_examples > 0)
-        sizes = sizes.replace(" ", "\N{NO-BREAK SPACE}")
-        value = f"{estimate}, 95 % interval {interval} ({sizes})"
-    symbol = {"holds": "✓", "does not hold": "✗", "undecided": "?", "not run": "–"}[verdict.outcome]
+def _row(verdict: Verdict, kept: Sequence[bool], with_sizes: bool) -> dict[str, Any]:
     texts = {name: getattr(verdict, name) for name in ("id", "claim", "measure", "outcome", "paper", "note")}
-    return texts | {"value": value, "symbol": symbol, "survives": survives}
+    lines = [
+        {
+            "at": _unbroken(setting.at) if len(setting.at) <= _SHORT else setting.at,
+            "outcome": setting.outcome,
+            "symbol": _SYMBOLS[setting.outcome],
+            "survives": survives,
+        }
+        | {"estimate": estimate, "interval": interval}
+        for setting, (estimate, interval), survives in zip(verdict.settings, _numbers(verdict), kept, strict=True)
+    ]
+    sizes = _unbroken(_sizes(verdict)) if with_sizes else ""
+    return texts | {"symbol": _SYMBOLS[verdict.outcome], "lines": lines, "sizes": sizes}
 
 
-def _summary(verdicts: Sequence[Verdict]) -> str:
-    counts = (f"{outcome} {sum(v.outcome == outcome for v in verdicts)}" for outcome in OUTCOMES)
-    return f"Outcome of {len(verdicts)} tests: {', '.join(counts)}."
+def _text_rows(verdict: Verdict, kept: Sequence[bool]) -> list[tuple[str, ...]]:
+    """Return the cells of a verdict's row, and of one for each setting if there are several."""
+    settings = [
+        (setting.outcome + " *" * survives, *numbers, setting.at)
+        for setting, numbers, survives in zip(verdict.settings, _numbers(verdict), kept, strict=True)
+    ]
+    if verdict.outcome == "not run":
+        return [(verdict.id, verdict.outcome, "", "", f"{verdict.claim} ({verdict.note})")]
+    if len(settings) == 1:
+        *numbers, at = settings[0]
+        return [(verdict.id, *numbers, f"{verdict.claim} ({at})" if at else verdict.claim)]
+    return [
+        (verdict.id, verdict.outcome, "", "", verdict.claim),
+        *(("", f"  {outcome}", *numbers, f"  {at}") for outcome, *numbers, at in settings),
+    ]
+
+
+def _set_row(cells: Sequence[str], widths: Sequence[int], room: int) -> list[str]:
+    """Return the lines of a row; its last cell is wrapped, its estimate set right."""
+    name, outcome, estimate, interval, text = cells
+    indent = " " * (len(text) - len(text.lstrip()))
+    first, *more = textwrap.wrap(text.strip(), room, initial_indent=indent, subsequent_indent=indent) or [""]
+    aligned = (name.ljust(widths[0]), outcome.ljust(widths[1]), estimate.rjust(widths[2]), interval.ljust(widths[3]))
+    beside = " " * (sum(widths) + 2 * len(widths))
+    return ["  ".join([*aligned, first]).rstrip(), *(beside + line for line in more)]
+
+
+def _counts(verdicts: Sequence[Verdict]) -> list[tuple[str, str]]:
+    """Return symbol and words of each outcome that occurs, for example ("✓", "10 hold")."""
+    counts = {outcome: sum(verdict.outcome == outcome for verdict in verdicts) for outcome in OUTCOMES}
+    return [
+        (_SYMBOLS[outcome], f"{number} {outcome if number == 1 else _PLURALS.get(outcome, outcome)}")
+        for outcome, number in counts.items()
+        if number
+    ]
 
 
 def _caveats(verdicts: Sequence[Verdict], mark: str) -> list[str]:
     """Say what chance alone would give on this page, and where there are too few seeds."""
-    tests = [verdict for verdict in verdicts if verdict.num_seeds]
+    tests = sum(len(verdict.settings) for verdict in verdicts if verdict.num_seeds)
     if not tests:
         return []
-    number = sum(survivors(verdicts))
-    survive = f"{mark} marks the {number} that survive" if number else "None survives"
-    chance = (
-        f"{len(tests)} tests at 2.5 % a side: if nothing were true, about {_TAIL * len(tests):.1g} would hold by "
-        f"chance, and as many would not hold. {survive} Holm's correction for their number; where nothing is true, one "
-        "or more survive on at most 5 % of pages."
-    )
-    fewest = min(verdict.num_seeds for verdict in tests)
-    if fewest >= _FEW_SEEDS:
-        return [chance]
-    return [
-        chance,
-        f"{fewest} seeds are too few: their intervals are valid, but 3 to 8 times as wide as those of five seeds.",
+    number = sum(map(sum, survivors(verdicts)))
+    survive = f"{mark} marks the {number} that survive" if number else "none survives"
+    caveats = [
+        f"{tests} tests at 2.5 % a side: if nothing were true, about {TAIL * tests:.2g} would hold by chance and as "
+        f"many would not; {survive} Holm's correction for their number."
     ]
+    fewest = min(verdict.num_seeds for verdict in verdicts if verdict.num_seeds)
+    if fewest < _FEW_SEEDS:
+        caveats.append(
+            f"{fewest} seeds are too few: their intervals are valid, but 3 to 8 times as wide as those of five seeds."
+        )
+    return caveats
 
 
-def _image(illustration: Illustration) -> dict[str, str | int | bool]:
+def _sizes(verdict: Verdict) -> str:
+    if not verdict.num_seeds:
+        return ""
+    return f"{verdict.num_seeds} seeds" + f" × {verdict.num_examples:,} examples" * (verdict.num_examples > 0)
+
+
+def _common_sizes(verdicts: Sequence[Verdict]) -> str:
+    """Return seeds × examples if they are the same for all intervals, nothing otherwise."""
+    sizes = {_sizes(verdict) for verdict in verdicts} - {""}
+    return sizes.pop() if len(sizes) == 1 else ""
+
+
+def _sizes_text(verdicts: Sequence[Verdict]) -> str:
+    """Say what the intervals are over: once if it is the same for all, with the claims' names otherwise."""
+    if common := _common_sizes(verdicts):
+        return f"All intervals are over {common}."
+    names: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.num_seeds:
+            names.setdefault(_sizes(verdict), []).append(verdict.id)
+    parts = [f"over {sizes}: {', '.join(ids)}" for sizes, ids in names.items()]
+    return f"Intervals {'; '.join(parts)}." if parts else ""
+
+
+def _unbroken(text: str) -> str:
+    return text.replace(" ", _NO_BREAK)
+
+
+def _options(text: str) -> list[str]:
+    """Split a text so that every second part is an option of a command, which browsers would break at its hyphens."""
+    return re.split(r"((?<!\S)-\S{1,40}(?!\S))", text)
+
+
+def _image(illustration: Illustration) -> dict[str, Any]:
     width, height = illustration.figure.get_size_inches()
     content = base64.b64encode(encode(illustration.figure, "png")).decode("ascii")
     # 120 CSS pixels an inch show 8-point labels about as large as the page's small print.
@@ -421,28 +305,99 @@ def _image(illustration: Illustration) -> dict[str, str | int | bool]:
         "width": round(120 * width),
         "height": round(120 * height),
         "wide": bool(width > 4),
+        "origin": f"the paper's {illustration.paper}, own data" if illustration.paper else "own data",
         "caption": illustration.caption,
         "alt": illustration.alt,
     }
 
 
-def _cells(table: Table) -> dict[str, object]:
-    numeric = [not any(isinstance(cell, str) for cell in column) for column in zip(*table.rows, strict=True)]
-    rows = [[_general(cell) if isinstance(cell, float) else str(cell) for cell in row] for row in table.rows]
-    return {"caption": table.caption, "header": table.header, "rows": rows, "numeric": numeric}
+def _cells(table: Table) -> dict[str, Any]:
+    """Return a table as text: equally many decimals within a quantity, decimal points beneath each other."""
+    names, *columns = zip(*table.rows, strict=True)
+    if table.by_row:
+        columns = list(zip(*(_same_decimals(row[1:]) for row in table.rows), strict=True))
+    else:
+        columns = [_same_decimals(column) for column in columns]
+    numeric = [all(_NUMBER.fullmatch(cell) for cell in column) for column in columns]
+    aligned = [_align(column) if number else column for column, number in zip(columns, numeric, strict=True)]
+    rows = list(zip(_same_decimals(names), *aligned, strict=True))
+    width = sum(2 + max(map(len, column)) for column in zip(table.header, *rows, strict=True))
+    return {
+        "caption": table.caption,
+        "header": table.header,
+        "rows": rows,
+        "numeric": [False, *numeric],
+        "wide": width > _NARROW,
+    }
+
+
+def _same_decimals(cells: Sequence[str | int | float]) -> list[str]:
+    """Return the cells of one quantity as text. Among floats, whole numbers get decimals too."""
+    floats = any(isinstance(cell, float) for cell in cells)
+    numbers = [float(cell) for cell in cells if floats and not isinstance(cell, str) and math.isfinite(cell)]
+    decimals = _decimals(numbers, [cell for cell in cells if isinstance(cell, str)])
+    return [str(cell) if isinstance(cell, str) or not floats else _cell(cell, decimals) for cell in cells]
+
+
+def _cell(number: float, decimals: int | None) -> str:
+    if math.isnan(number):
+        return "–"
+    if math.isinf(number):
+        return _minus(f"{number:g}").replace("inf", "∞")
+    return _minus(f"{number:.4g}" if decimals is None else f"{number:.{decimals}f}")
+
+
+def _decimals(numbers: Sequence[float], texts: Iterable[str]) -> int | None:
+    """Return how many decimals a quantity needs, None where no number of them shows large and small values alike.
+
+    Four significant digits of the largest and two of the smallest, without zeros that all would end with; or as many
+    as those cells of the quantity have which are text already.
+    """
+    written = [len(match[0].partition(".")[2]) for text in texts if (match := _PLAIN_NUMBER.match(text))]
+    if written:
+        return max(written)
+    powers = [math.floor(math.log10(abs(number))) for number in numbers if number]
+    if not powers:
+        return 0
+    decimals = max(0, 3 - max(powers), 1 - min(powers))
+    if decimals > _MOST_DECIMALS or max(powers) >= _MOST_DIGITS:
+        return None
+    while decimals and all(f"{number:.{decimals}f}".endswith("0") for number in numbers):
+        decimals -= 1
+    return decimals
+
+
+def _align(column: Sequence[str]) -> list[str]:
+    """Return numbers of one column, filled up to the right so that their decimal points are beneath each other."""
+    if not all(_PLAIN_NUMBER.fullmatch(cell) for cell in column):
+        return list(column)
+    most = max(len(cell.partition(".")[2]) for cell in column)
+    aligned = []
+    for cell in column:
+        _, point, decimals = cell.partition(".")
+        missing = "\N{FIGURE SPACE}" * (most - len(decimals))
+        aligned.append(cell + ("\N{PUNCTUATION SPACE}" if most and not point else "") + missing)
+    return aligned
 
 
 def _check_report(
-    title: str, lead: str, verdicts: Sequence[Verdict], figures: Sequence[Illustration], tables: Sequence[Table]
+    title: str,
+    lead: str,
+    findings: Sequence[str],
+    verdicts: Sequence[Verdict],
+    figures: Sequence[Illustration],
+    tables: Sequence[Table],
 ) -> None:
     if not (title.strip() and lead.strip()):
-        raise ValueError(f"a report needs a title and a lead paragraph, got {title!r} and {lead!r}")
+        raise ValueError(f"a report needs a title and a lead paragraph; received {title!r} and {lead!r}")
+    if isinstance(findings, str) or not all(finding.strip() for finding in findings):
+        raise ValueError(f"findings must be sentences, each a string of its own; received {findings!r}")
     ids = [verdict.id for verdict in verdicts]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"every verdict needs an id of its own, got {ids}")
+        raise ValueError(f"every verdict needs an id of its own; received {ids}")
     for index, illustration in enumerate(figures, 1):
         if not (illustration.caption.strip() and illustration.alt.strip()):
-            raise ValueError(f"figure {index} needs a caption and an alternative text, got {illustration!r}")
+            raise ValueError(f"figure {index} needs a caption and an alternative text; received {illustration!r}")
     for table in tables:
         if not table.rows:
             raise ValueError(f"the table {table.caption!r} has no rows; leave it out")

@@ -8,6 +8,8 @@ import math
 import numbers
 from typing import Any, NamedTuple
 
+from ls_keras import keras_hooks
+
 import keras
 import numpy as np
 from keras import ops
@@ -138,7 +140,7 @@ def read_logits(y_pred: Any, from_logits: bool, dtype: str) -> Any:
     """
     kind, before = _made_by(y_pred)
     if from_logits:
-        if kind or hasattr(y_pred, "_keras_logits"):  # which Keras leaves on what its activations return
+        if kind or keras_hooks.carries_logits(y_pred):
             made = kind.lower() if kind else "softmax or sigmoid"
             raise ValueError(_probabilities_received(f"the output of a {made}"))
         return ops.cast(ops.convert_to_tensor(y_pred), dtype)
@@ -277,11 +279,6 @@ def checked_ignore_class(ignore_class: int | None) -> int | None:
 def crossentropy(targets: Any, log_probabilities: Any) -> Any:
     """Return −Σ_k t_k ln p_k over the last axis, with 0 · ln 0 = 0."""
     return -ops.sum(targets * ops.where(ops.equal(targets, 0.0), 0.0, log_probabilities), axis=-1)
-
-
-def mask_of(y_pred: Any) -> Any:
-    """Return the mask that Keras's layers carry along with a tensor, or None."""
-    return getattr(y_pred, "_keras_mask", None)
 
 
 def seen(value: Any) -> np.ndarray | None:

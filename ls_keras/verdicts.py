@@ -244,7 +244,11 @@ def survivors(verdicts: Sequence[Verdict]) -> list[tuple[bool, ...]]:
     Reference: Holm (1979), "A simple sequentially rejective multiple test procedure".
     """
     kept = iter(holm([test.p_value for verdict in verdicts if verdict.num_seeds for test in verdict.settings], TAIL))
-    return [tuple(bool(verdict.num_seeds and next(kept)) for _ in verdict.settings) for verdict in verdicts]
+    # Of a claim that needs one setting of several, a test may be undecided where Holm's last, largest share passes it.
+    return [
+        tuple(bool(verdict.num_seeds and next(kept)) and test.outcome != "undecided" for test in verdict.settings)
+        for verdict in verdicts
+    ]
 
 
 def _test(at: str, interval: Interval, threshold: float, shares: int) -> Setting:

@@ -10,15 +10,14 @@ Accuracies are those of the 10,000 images held out of the training set (appendix
 tensor2tensor's, twice as wide as He et al.'s; `--widths 16 16 32 64` gives theirs.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ls_keras import data, distribution, experiment, losses, metrics, models
-
-import analyse
-import cifar10_alexnet
-import keras
+from ls_keras import data, distribution, experiment, losses, metrics, models, optimizers
+from ls_keras.study import observe
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Config:
     """standardize gives each image, once cropped, mean 0 and deviation 1; unit is pixels in [0, 1] [A.2]"""
     alpha: float = 0.1
     """label smoothing α [Table 2]; 0 is hard targets"""
+    loss: str | None = None
+    """replaces the smoothed cross-entropy, for example "ConfidencePenalty(beta=0.1)"; see `ls_keras.losses`"""
     loss_multiplier: float = 3.0
     """factor of the cross-entropy, not of the weight decay [A.2]"""
     depth: int = 56
@@ -112,6 +113,8 @@ def load_data(config: Config, data_dir: Path | None = None) -> data.Images:
 
 def build_model(config: Config, images: data.Images) -> distribution.Model:
     """Compose and compile the network."""
+    import keras
+
     network = models.resnet(
         images.input_shape,
         images.num_classes,
@@ -122,32 +125,36 @@ def build_model(config: Config, images: data.Images) -> distribution.Model:
         seed=config.seed,
     )
     model = distribution.Model(network.input, network.output)
-    rates = [config.learning_rate / 10**drop for drop in range(len(config.drops) + 1)]
     model.compile(
         optimizer=keras.optimizers.SGD(
-            keras.optimizers.schedules.PiecewiseConstantDecay(config.drops, rates),
+            optimizers.step_decay(config.learning_rate, config.drops),
             momentum=config.momentum,
             nesterov=True,
             global_clipnorm=config.clip_norm,
         ),
-        loss=losses.SmoothedCrossentropy(config.alpha),
+        loss=losses.chosen(config),
         loss_weights=config.loss_multiplier,
         weighted_metrics=metrics.classification(),
     )
     return model
 
 
-def run(config: Config, *, size: str, where: experiment.Where | None = None) -> experiment.Run:
-    """Train one network, or return it if it is finished."""
-    cifar10_alexnet.check_descent(config, SIZES.get(size, config))
-    if not config.clip_norm > 0:
-        raise ValueError(f"`clip_norm` must be above 0; received {config.clip_norm}.")
+def check(config: Config, default: Config) -> None:
+    """Refuse, before any work, numbers out of range and options that cannot act."""
+    losses.chosen(config)
+    optimizers.step_decay(config.learning_rate, config.drops)
+    for name in ("loss_multiplier", "clip_norm"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"`{name}` must be above 0; received {getattr(config, name)}.")
     if not 0 <= config.momentum < 1:
         raise ValueError(f"`momentum` must be in [0, 1); received {config.momentum}.")
-    return experiment.run(
-        config, "cifar100_resnet56", SIZES, load_data, build_model, size=size, where=where, observe=analyse.observe
-    )
+    if config.drops != default.drops and config.drops and config.drops[-1] >= config.steps:
+        raise ValueError(f"`drops` must come before the last of the {config.steps} steps; received {config.drops}.")
 
+
+RECIPE = experiment.Recipe(
+    "cifar100_resnet56", SIZES, load_data, build_model, check, observe, __doc__, one_program=True
+)
 
 if __name__ == "__main__":
-    experiment.main(__doc__, SIZES, run)
+    RECIPE.main()

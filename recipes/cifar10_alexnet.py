@@ -9,13 +9,14 @@ Accuracies are those of the 10,000 images held out of the training set (appendix
 which the paper is silent, is that of its ResNet, so that one image can go through teacher and student.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ls_keras import data, distillation, distribution, experiment, losses, metrics, models
-
-import keras
+from ls_keras import data, distillation, distribution, experiment, losses, metrics, models, optimizers
+from ls_keras.study import observe
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Config:
     """standardize gives each image, once cropped, mean 0 and deviation 1; unit is pixels in [0, 1] [A.2]"""
     alpha: float = 0.1
     """label smoothing α [Table 2]; 0 is hard targets"""
+    loss: str | None = None
+    """replaces the smoothed cross-entropy, for example "ConfidencePenalty(beta=0.1)"; see `ls_keras.losses`"""
     loss_multiplier: float = 3.0
     """factor of the cross-entropy, not of the weight decay [A.1]"""
     weight_decay: float = 0.04
@@ -54,6 +57,8 @@ class Config:
     """optimisation steps [A.1]"""
     evaluate_every: int = 1_000
     """steps between evaluations and checkpoints"""
+    observe_every: int = 0
+    """steps between measurements of mutual information, tightness, γ and ECE; 0 for none"""
     seed: int = 0
     """of initial weights, order of examples and augmentation"""
 
@@ -102,47 +107,41 @@ def load_data(config: Config, data_dir: Path | None = None) -> data.Images:
 
 def build_model(config: Config, images: data.Images) -> distribution.Model:
     """Compose and compile the network."""
+    import keras
+
     network = models.alexnet(images.input_shape, images.num_classes, weight_decay=config.weight_decay, seed=config.seed)
-    model, loss = distribution.Model(network.input, network.output), losses.SmoothedCrossentropy(config.alpha)
+    model = distribution.Model(network.input, network.output)
     if config.teacher is not None:
         teacher = distillation.load_teacher(config.teacher, images.num_classes, images.input_shape)
         model = distillation.Distiller(network.input, network.output, teacher=teacher)
-        loss = losses.DistillationLoss(beta=1.0, temperature=config.temperature)
-    rates = [config.learning_rate / 10**drop for drop in range(len(config.drops) + 1)]
     model.compile(
-        optimizer=keras.optimizers.SGD(keras.optimizers.schedules.PiecewiseConstantDecay(config.drops, rates)),
-        loss=loss,
+        optimizer=keras.optimizers.SGD(optimizers.step_decay(config.learning_rate, config.drops)),
+        loss=_loss(config),
         loss_weights=config.loss_multiplier,
         weighted_metrics=metrics.classification(),
     )
     return model
 
 
-def run(config: Config, *, size: str, where: experiment.Where | None = None) -> experiment.Run:
-    """Train one network, or return it if it is finished."""
-    default = SIZES.get(size, config)
-    check_descent(config, default)
+def check(config: Config, default: Config) -> None:
+    """Refuse, before any work, numbers out of range and options that cannot act."""
+    _loss(config)
+    optimizers.step_decay(config.learning_rate, config.drops)
+    if not config.loss_multiplier > 0:
+        raise ValueError(f"`loss_multiplier` must be above 0; received {config.loss_multiplier}.")
+    if config.drops != default.drops and config.drops and config.drops[-1] >= config.steps:
+        raise ValueError(f"`drops` must come before the last of the {config.steps} steps; received {config.drops}.")
     if config.teacher is None and config.temperature != default.temperature:
         raise ValueError("--temperature cannot act without a --teacher.")
-    if config.teacher is not None and config.alpha not in (0.0, default.alpha):
-        raise ValueError(
-            f"--alpha cannot act with a --teacher, from whom alone its student learns; received {config.alpha}. Leave "
-            "one of the two out."
-        )
-    return experiment.run(config, "cifar10_alexnet", SIZES, load_data, build_model, size=size, where=where)
 
 
-def check_descent(config: Any, default: Any) -> None:
-    """Refuse rates and factors that Keras takes without a word, and given drops that come after the last step."""
-    for name in ("learning_rate", "loss_multiplier"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"`{name}` must be above 0; received {getattr(config, name)}.")
-    drops = config.drops
-    if list(drops) != sorted(set(drops)) or not all(drop > 0 for drop in drops):
-        raise ValueError(f"`drops` must be steps above 0 in ascending order; received {drops}.")
-    if drops != default.drops and drops and drops[-1] >= config.steps:
-        raise ValueError(f"`drops` must come before the last of the {config.steps} steps; received {drops}.")
+def _loss(config: Config) -> Any:
+    if config.teacher is None:
+        return losses.chosen(config)
+    return losses.DistillationLoss(beta=1.0, temperature=config.temperature)
 
+
+RECIPE = experiment.Recipe("cifar10_alexnet", SIZES, load_data, build_model, check, observe, __doc__, one_program=True)
 
 if __name__ == "__main__":
-    experiment.main(__doc__, SIZES, run)
+    RECIPE.main()

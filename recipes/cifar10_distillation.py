@@ -10,17 +10,19 @@ the paper's size: the third lies above the second, the fourth does not. Mutual i
 is followed through the teachers' training: it rises, then falls, lower with smoothing. What is finished is reused.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ls_keras import distillation, experiment, plots, report
-from ls_keras.data import Images
+from ls_keras import distillation, experiment, plots, report, study
+from ls_keras_recipes.cifar10_alexnet import RECIPE as STUDENT
+from ls_keras_recipes.cifar100_resnet56 import RECIPE as TEACHER
 
-import analyse
-import cifar10_alexnet
-import cifar100_resnet56
 import numpy as np
 
 
@@ -68,116 +70,123 @@ SIZES = {
 }
 
 
-Point = tuple[float, int]
-"""α or T, and the seed"""
+@dataclass(frozen=True)
+class Taught:
+    """The config of a student of a ResNet, or of a SavedModel that was given."""
+
+    config: Any
+    temperature: float = 1.0
+
+    def __call__(self, seed: int, where: experiment.Where, *before: Any) -> tuple[Any, dict[str, float]]:
+        path = before[0].saved_model if before else self.config.teacher
+        config = dataclasses.replace(self.config, seed=seed, teacher=path, temperature=self.temperature)
+        images = STUDENT.load_data(config, where.data_dir)
+        teacher = distillation.load_teacher(path, images.num_classes, images.input_shape)
+        logits = distillation.teacher_logits(teacher, images)
+        return config, {"gamma": distillation.equivalent_smoothing(logits, images.labels("train"), self.temperature)}
 
 
-def load_data(config: Config, data_dir: Path | None = None) -> Images:
-    """Give the data that teachers and students share."""
-    return cifar10_alexnet.load_data(_student(config), data_dir)
-
-
-def build_model(config: Config, images: Images) -> distillation.Distiller:
-    """Compose a student as the runs below do, for one who wants it alone."""
-    return cifar10_alexnet.build_model(dataclasses.replace(_student(config), teacher=config.teacher), images)
-
-
-def run(config: Config, *, size: str, where: experiment.Where | None = None) -> None:
-    """Train what is missing and draw Figure 5."""
-    where = where or experiment.Where()
+def plan(config: Config) -> study.Study:
+    """Return the arms: teachers, and students of four kinds."""
     _check(config)
-    out = where.workdir / "cifar10_distillation" / experiment.label(config, size, SIZES)
-    analyse.check_folder(out)
-    images = load_data(config, where.data_dir)
-    if config.teacher:
-        distillation.load_teacher(config.teacher, *_shapes(images))
-    with experiment.workers(where) as train:
-        runs = train_teachers(config, train)
-        teachers = {point: run.saved_model for point, run in runs.items()}
-        if config.teacher:
-            teachers |= {(0.0, seed): config.teacher for seed in range(config.seeds)}
-        accuracy = {"teacher": {point: analyse.accuracy(run) for point, run in runs.items()}}
-        accuracy |= train_students(config, teachers, train)
-    gamma = smoothness(config, teachers, images)
-    curves = {curve: _over_gamma(curve, accuracy[curve], gamma.get(curve)) for curve in accuracy}
-    figure = plots.distillation_figure(
-        teacher=curves["teacher"],
-        baseline=curves["student, label smoothing"],
-        hard_teacher=curves["student of the hard-target teacher"],
-        smoothed_teacher=curves["student of smoothed teachers"],
+    teacher = dataclasses.replace(
+        TEACHER.sizes[config.networks], dataset=config.dataset, observe_every=config.observe_every
     )
+    student = dataclasses.replace(STUDENT.sizes[config.networks], dataset=config.dataset, alpha=0.0)
+    given = dataclasses.replace(student, teacher=config.teacher)
+
+    def smoothed(recipe: experiment.Recipe, base: Any, name: str, alpha: float) -> study.Arm:
+        fixed = study.Fixed(dataclasses.replace(base, alpha=alpha), (("gamma", alpha),))
+        return study.Arm(name, recipe, config.networks, fixed)
+
+    alphas = [alpha for alpha in config.alphas if alpha or not config.teacher]
+    arms = [smoothed(TEACHER, teacher, _teacher(alpha), alpha) for alpha in alphas]
+    arms += [smoothed(STUDENT, student, f"student, α = {alpha:g}", alpha) for alpha in config.alphas]
+    hard = () if config.teacher else (_teacher(0.0),)
+    arms += [
+        study.Arm(f"student of hard targets, T = {t:g}", STUDENT, config.networks, Taught(given, t), hard)
+        for t in config.temperatures
+    ]
+    arms += [
+        study.Arm(f"student of α = {a:g}", STUDENT, config.networks, Taught(student), (_teacher(a),))
+        for a in config.alphas
+        if a
+    ]
+    return study.Study("cifar10_distillation", config, tuple(arms), tuple(range(config.seeds)))
+
+
+def content(config: Config, measured: study.Measured) -> study.page.Content:
+    """Draw Figures 5 and 6, from records alone."""
+    teachers = [_teacher(alpha) for alpha in config.alphas if alpha or not config.teacher]
+    kinds = {
+        "teacher": teachers,
+        "student, label smoothing": [f"student, α = {alpha:g}" for alpha in config.alphas],
+        "student of the hard-target teacher": [f"student of hard targets, T = {t:g}" for t in config.temperatures],
+        "student of smoothed teachers": [f"student of α = {alpha:g}" for alpha in config.alphas if alpha],
+    }
+    curves = [_over_gamma(measured, name, arms) for name, arms in kinds.items()]
+    names = ("teacher", "baseline", "hard_teacher", "smoothed_teacher")
+    figure = plots.distillation_figure(**dict(zip(names, curves, strict=True)))
     rows = [
-        [name, f"{at:.3f}", f"{np.mean(values):.4f}", f"{np.min(values):.4f} to {np.max(values):.4f}"]
-        for name, curve in curves.items()
+        [curve.name, f"{at:.3f}", f"{values.mean():.4f}", f"{values.min():.4f} to {values.max():.4f}"]
+        for curve in curves
         for at, values in zip(curve.gamma, curve.accuracy, strict=True)
     ]
     illustration = report.Illustration(
         figure,
         f"Mean, least and greatest held-out accuracy over {config.seeds} seeds, over γ on the training set.",
         "Accuracy over equivalent smoothing, four curves.",
+        paper="Figure 5",
     )
-    by_alpha = {a: [run for (at, _), run in runs.items() if at == a] for a in dict.fromkeys(a for a, _ in runs)}
-    observed = {f"α = {a:g}": analyse.information_through_training(same) for a, same in by_alpha.items()}
     table = report.Table("Held-out accuracy over seeds.", ["curve", "γ", "mean", "least to greatest"], rows)
-    analyse.publish(
-        analyse.Findings(
-            [], {"figure_5": illustration, "figure_6": analyse.information_figure(observed, images)}, [table]
-        ),
+    figures = {"figure_5": illustration, "figure_6": study.information.figure(measured, teachers[:_MOST_CURVES])}
+    return study.page.Content([_best(curves)], figures, [table])
+
+
+def run(config: Config, *, size: str, where: experiment.Where | None = None) -> study.Measured:
+    """Train what is missing and draw Figures 5 and 6."""
+    where = where or experiment.Where()
+    planned = plan(config)
+    out = where.workdir / "cifar10_distillation" / experiment.label(config, size, SIZES)
+    study.page.check_folder(out)
+    if config.teacher:
+        images = STUDENT.load_data(STUDENT.sizes[config.networks], where.data_dir)
+        distillation.load_teacher(config.teacher, images.num_classes, images.input_shape)
+    measured = study.run(planned, out, where)
+    study.page.publish(
         out,
-        quiet=where.quiet,
-        title=f"Distillation on {images.name}",
+        content(config, measured),
+        title=f"Distillation on {measured.data['name']}",
         lead="Held-out accuracy of teachers and students over the equivalent smoothing γ of the student's targets.",
-        made_how=analyse.made_how(images),
+        made=study.page.made_how(measured.data, **measured.made),
+        quiet=where.quiet,
     )
-
-
-def train_teachers(config: Config, train: experiment.Train) -> dict[Point, experiment.Run]:
-    """Return the teachers that were trained here, by α and seed."""
-    base = dataclasses.replace(
-        cifar100_resnet56.SIZES[config.networks], dataset=config.dataset, observe_every=config.observe_every
-    )
-    points = [(alpha, seed) for alpha in config.alphas if alpha or not config.teacher for seed in range(config.seeds)]
-    configs = [dataclasses.replace(base, alpha=alpha, seed=seed) for alpha, seed in points]
-    return dict(zip(points, train(cifar100_resnet56.run, configs, size=config.networks, what="teachers"), strict=True))
-
-
-def train_students(
-    config: Config, teachers: dict[Point, Path], train: experiment.Train
-) -> dict[str, dict[Point, float]]:
-    """Return each curve's held-out accuracy for each (α or T, seed)."""
-    base = _student(config)
-    seeds, smoothed = range(config.seeds), [alpha for alpha in config.alphas if alpha]
-    curves = {
-        "student, label smoothing": {(a, s): {"alpha": a} for a in config.alphas for s in seeds},
-        "student of the hard-target teacher": {
-            (t, s): {"teacher": teachers[0.0, s], "temperature": t} for t in config.temperatures for s in seeds
-        },
-        "student of smoothed teachers": {(a, s): {"teacher": teachers[a, s]} for a in smoothed for s in seeds},
-    }
-    measured = {}
-    for name, fields in curves.items():
-        configs = [dataclasses.replace(base, seed=seed, **given) for (_, seed), given in fields.items()]
-        runs = train(cifar10_alexnet.run, configs, size=config.networks, what=name)
-        measured[name] = {point: analyse.accuracy(run) for point, run in zip(fields, runs, strict=True)}
     return measured
 
 
-def smoothness(config: Config, teachers: dict[Point, Path], images: Images) -> dict[str, dict[Point, float]]:
-    """Return γ of the teachers' targets on the training set, without augmentation."""
-    labels, seeds = images.labels("train"), range(config.seeds)
-    logits = {
-        point: distillation.teacher_logits(distillation.load_teacher(path, *_shapes(images)), images)
-        for point, path in teachers.items()
-    }
-    gamma = distillation.equivalent_smoothing
-    return {
-        "student of the hard-target teacher": {
-            (t, s): gamma(logits[0.0, s], labels, t) for t in config.temperatures for s in seeds
-        },
-        "student of smoothed teachers": {
-            (alpha, seed): gamma(logits[alpha, seed], labels) for alpha, seed in teachers if alpha
-        },
-    }
+# As many as a figure can tell apart.
+_MOST_CURVES = 6
+
+
+def _teacher(alpha: float) -> str:
+    return f"teacher, α = {alpha:g}"
+
+
+def _over_gamma(measured: study.Measured, name: str, arms: Sequence[str]) -> plots.SeedCurve:
+    gamma = np.array([measured.facts(arm, "gamma").mean() for arm in arms])
+    accuracy = np.stack([measured.values(arm, "accuracy") for arm in arms])
+    order = np.argsort(gamma)
+    return plots.SeedCurve(name, gamma[order], accuracy[order])
+
+
+def _best(curves: Sequence[plots.SeedCurve]) -> str:
+    students = [(curve.accuracy.mean(axis=1).max(), curve) for curve in curves[1:]]
+    best, curve = max(students, key=lambda pair: pair[0])
+    plain = curves[1].accuracy[0].mean()
+    return (
+        f"The best students are “{curve.name}”: {100 * best:.1f} % held-out accuracy at the best point, chosen among "
+        f"{sum(map(len, (each.gamma for _, each in students)))}, against {100 * plain:.1f} % with hard labels."
+    )
 
 
 def _check(config: Config) -> None:
@@ -186,32 +195,16 @@ def _check(config: Config) -> None:
             f"networks must be one of {', '.join(SIZES)} and seeds at least 1; received {config.networks!r} and "
             f"{config.seeds}."
         )
-    analyse.check_series("temperatures", config.temperatures, below=math.inf)
-    analyse.check_series("alphas", config.alphas, zero=True)
+    experiment.check_series("temperatures", config.temperatures, below=math.inf)
+    experiment.check_series("alphas", config.alphas, zero=True)
     if 0.0 not in config.alphas or len(config.alphas) < 2:
         raise ValueError(f"alphas must hold 0 and at least one other; received {config.alphas}.")
-    teacher = cifar100_resnet56.SIZES[config.networks]
+    teacher = TEACHER.sizes[config.networks]
     if not 0 < config.observe_every <= teacher.steps or config.observe_every % teacher.evaluate_every:
         raise ValueError(
             f"observe_every must be a multiple of {teacher.evaluate_every} up to {teacher.steps}, the steps of the "
             f"{config.networks} networks; received {config.observe_every}."
         )
-
-
-def _student(config: Config) -> cifar10_alexnet.Config:
-    return dataclasses.replace(cifar10_alexnet.SIZES[config.networks], dataset=config.dataset, alpha=0.0)
-
-
-def _shapes(images: Images) -> tuple[int, tuple[int, ...]]:
-    return images.num_classes, images.input_shape
-
-
-def _over_gamma(name: str, values: dict[Point, float], gamma: dict[Point, float] | None) -> plots.SeedCurve:
-    """Average γ over the seeds of each α or T; without a teacher γ is α."""
-    points, seeds = sorted({at for at, _ in values}), sorted({seed for _, seed in values})
-    at = np.array([np.mean([gamma[p, s] for s in seeds]) if gamma else p for p in points])
-    order = np.argsort(at)
-    return plots.SeedCurve(name, at[order], np.array([[values[p, s] for s in seeds] for p in points])[order])
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ The percentages are the paper's test errors. Where it is silent (batch size, sca
 values follow Hinton et al. (2012, 2015) and are marked below.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ls_keras import data, distillation, distribution, experiment, losses, metrics, models
-
-import analyse
-import keras
-import tensorflow as tf
+from ls_keras import data, distillation, distribution, experiment, losses, metrics, models, optimizers
+from ls_keras.study import observe
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,8 @@ class Config:
     """unit is pixels in [0, 1]; standardize gives each image mean 0 and deviation 1 [silent]"""
     alpha: float = 0.1
     """label smoothing α [A.5]; 0 is hard targets"""
+    loss: str | None = None
+    """replaces the smoothed cross-entropy, for example "ConfidencePenalty(beta=0.1)"; see `ls_keras.losses`"""
     units: tuple[int, ...] = (1200, 1200)
     """widths of the hidden layers [A.5]"""
     initial_stddev: float = 0.03
@@ -127,6 +128,8 @@ def load_data(config: Config, data_dir: Path | None = None) -> data.Images:
 
 def build_model(config: Config, images: data.Images) -> distribution.Model:
     """Compose and compile the network."""
+    import keras
+
     network = models.mlp(
         images.input_shape,
         images.num_classes,
@@ -141,62 +144,21 @@ def build_model(config: Config, images: data.Images) -> distribution.Model:
     if config.teacher is not None:
         teacher = distillation.load_teacher(config.teacher, images.num_classes, images.input_shape)
         model = distillation.Distiller(network.input, network.output, teacher=teacher)
+    rate = keras.optimizers.schedules.PolynomialDecay(config.learning_rate, config.steps, end_learning_rate=0.0)
     model.compile(
-        optimizer=SmoothedGradientDescent(
-            keras.optimizers.schedules.PolynomialDecay(config.learning_rate, config.steps, end_learning_rate=0.0),
-            smoothing=config.gradient_smoothing,
-            last_layer_rate=config.last_layer_rate,
-        ),
+        optimizer=optimizers.SmoothedGradientDescent(rate, config.gradient_smoothing, config.last_layer_rate),
         loss=_loss(config),
         weighted_metrics=metrics.classification(),
     )
     return model
 
 
-class SmoothedGradientDescent(keras.optimizers.Optimizer):
-    """v ← s v + (1 − s) g; w ← w − rate v, with a fraction of the rate for the last layer (appendix A.5)."""
-
-    def __init__(self, learning_rate: Any, smoothing: float = 0.9, last_layer_rate: float = 0.1) -> None:
-        super().__init__(learning_rate=learning_rate, name="smoothed_gradient_descent")
-        self.smoothing, self.last_layer_rate = smoothing, last_layer_rate
-
-    def build(self, variables: list[Any]) -> None:
-        if not self.built:
-            super().build(variables)
-            self.smoothed = [self.add_variable_from_reference(v, "smoothed_gradient") for v in variables]
-            self.fractions = [self.last_layer_rate if v.path.startswith("logits/") else 1.0 for v in variables]
-
-    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        index = self._get_variable_index(variable)
-        smoothed, rate = self.smoothed[index], self.fractions[index] * tf.cast(learning_rate, variable.dtype)
-        smoothed.assign_add((1 - self.smoothing) * (gradient - smoothed))
-        variable.assign_sub(rate * smoothed)
-
-
-def run(config: Config, *, size: str, where: experiment.Where | None = None) -> experiment.Run:
-    """Train one network, or return it if it is finished."""
-    _check(config, SIZES.get(size, config))
-    return experiment.run(
-        config, "mnist_mlp", SIZES, load_data, build_model, size=size, where=where, observe=analyse.observe
-    )
-
-
-def _loss(config: Config) -> keras.losses.Loss:
-    if config.teacher is None:
-        return losses.SmoothedCrossentropy(config.alpha)
-    if config.match == "logits":
-        return losses.LogitMatching(config.beta)
-    return losses.DistillationLoss(config.beta, config.temperature)
-
-
-def _check(config: Config, default: Config) -> None:
-    """Refuse numbers that no library function would refuse, and options that cannot act."""
-    _loss(config)  # a bad share or temperature, before the teacher's answers are kept
-    for name in ("learning_rate", "last_layer_rate"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"`{name}` must be above 0; received {getattr(config, name)}.")
-    if not 0 <= config.gradient_smoothing < 1:
-        raise ValueError(f"`gradient_smoothing` must be in [0, 1); received {config.gradient_smoothing}.")
+def check(config: Config, default: Config) -> None:
+    """Refuse, before any work, numbers out of range and options that cannot act."""
+    _loss(config)
+    optimizers.SmoothedGradientDescent(config.learning_rate, config.gradient_smoothing, config.last_layer_rate)
+    if not config.learning_rate > 0:
+        raise ValueError(f"`learning_rate` must be above 0; received {config.learning_rate}.")
     given = {name for name in ("match", "beta", "temperature") if getattr(config, name) != getattr(default, name)}
     if config.teacher is None and given:
         raise ValueError(f"{', '.join(f'--{name}' for name in sorted(given))} cannot act without a --teacher.")
@@ -206,12 +168,17 @@ def _check(config: Config, default: Config) -> None:
         )
     if config.teacher is not None and config.beta == 0:
         raise ValueError("With --beta 0 the --teacher cannot act: give it a share of the loss, or leave it out.")
-    if config.teacher is not None and config.alpha not in (0.0, default.alpha):
-        raise ValueError(
-            f"--alpha cannot act with a --teacher, beside whom its student learns from hard labels; received "
-            f"{config.alpha}. Leave one of the two out."
-        )
 
+
+def _loss(config: Config) -> Any:
+    if config.teacher is None:
+        return losses.chosen(config)
+    if config.match == "logits":
+        return losses.LogitMatching(config.beta)
+    return losses.DistillationLoss(config.beta, config.temperature)
+
+
+RECIPE = experiment.Recipe("mnist_mlp", SIZES, load_data, build_model, check, observe, __doc__, one_program=True)
 
 if __name__ == "__main__":
-    experiment.main(__doc__, SIZES, run)
+    RECIPE.main()

@@ -180,16 +180,6 @@ def evaluated(model):
     }
 
 
-def stock_fault(strategy):
-    """What Keras itself makes of the same: the name of the error, or nothing."""
-    model = compiled(strategy, model_class=keras.Model)
-    try:
-        model.fit(training_batches(), steps_per_epoch=1, verbose=0, shuffle=False)
-    except Exception as error:
-        return type(error).__name__
-    return None
-
-
 class Adding(keras.layers.Layer):
     def call(self, x):
         self.add_loss(keras.ops.mean(x**2))
@@ -242,8 +232,6 @@ def main(name, path):
         result["refused"] = {what: refused(strategy, layer, **options) for what, (layer, options) in PARTIAL.items()}
     if name == "mirrored":
         result["steps"] = {" ".join(each): one_step(strategy, *each) for each in STEPS}
-    if name == "multi-worker":
-        result["stock fault"] = stock_fault(strategy)
     Path(path).write_text(json.dumps(result))
 
 

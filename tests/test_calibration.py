@@ -511,7 +511,7 @@ def test_what_is_no_probability_is_refused(name, bad, message):
 
 @pytest.mark.parametrize("name", FROM_EXAMPLES)
 def test_from_logits_is_true_or_false(name):
-    with pytest.raises(ValueError, match="from_logits to be True or False; got 'False'"):
+    with pytest.raises(ValueError, match="from_logits to be True or False; received 'False'"):
         FROM_EXAMPLES[name](*sample(10, 3), from_logits="False")
 
 
@@ -752,8 +752,8 @@ GOOD = np.array([[1.0, -2.0, 0.0], [0.5, 0.0, 0.1]])
         (GOOD, 0.9 * np.eye(3)[:2] + 0.1 / 3, r"argmax\(-1\)"),
         (GOOD, np.array([[1, 1, 0], [0, 1, 0]]), "one-hot"),
         (GOOD, np.zeros((2, 3), bool), "one-hot"),
-        (GOOD, np.eye(2), r"one-hot \[2, 3\].*got shape \(2, 2\)"),
-        (GOOD, np.array([0.7, 1.0]), "got 0.7, which is no whole number"),
+        (GOOD, np.eye(2), r"one-hot \[2, 3\].*received shape \(2, 2\)"),
+        (GOOD, np.array([0.7, 1.0]), "received 0.7, which is no whole number"),
         (GOOD, np.array([np.nan, 1.0]), "no whole number"),
         (np.zeros((1, 3000)), np.array([2049], np.float16), "2048 or more in float16"),
         (GOOD, np.array([np.inf, 1.0]), "rounds them"),
@@ -762,13 +762,13 @@ GOOD = np.array([[1.0, -2.0, 0.0], [0.5, 0.0, 0.1]])
         (GOOD, np.array([0, None]), "integer labels"),
         (GOOD, np.array([0, 1j]), "integer labels"),
         (GOOD, np.ma.masked_equal([0, 1], 1), "masked"),
-        (GOOD, np.array([0]), r"shape \[2\].*got shape \(1,\)"),
+        (GOOD, np.array([0]), r"shape \[2\].*received shape \(1,\)"),
         (GOOD.astype(str), np.array([0, 1]), "logits to be real numbers"),
         (GOOD.astype(object), np.array([0, 1]), "logits to be real numbers"),
         (GOOD.astype(complex), np.array([0, 1]), "logits to be real numbers"),
         (GOOD > 0, np.array([0, 1]), "logits to be real numbers"),
         (np.ma.masked_equal(GOOD, 0.0), np.array([0, 1]), "masked"),
-        (GOOD[0], np.array([0, 1, 1]), r"got \(3,\)"),
+        (GOOD[0], np.array([0, 1, 1]), r"received \(3,\)"),
         (GOOD[:, :1], np.array([0, 0]), "at least 2 classes"),
         (np.zeros((0, 3)), np.zeros(0, int), "no examples"),
         (np.array([[0.0, 1.0], [np.nan, 1.0], [np.inf, 0.0]]), np.zeros(3, int), "2 of 3 rows.*row 1"),
@@ -837,7 +837,7 @@ def test_bad_seed(seed):
         ([], [], "at least one example"),
         ([0.5], [True, False], r"\(1,\) and \(2,\)"),
         ([[0.5]], [[True]], r"\(1, 1\)"),
-        ([1.5, 0.5], [True, False], r"\[0, 1\]; got 0.5 to 1.5"),
+        ([1.5, 0.5], [True, False], r"\[0, 1\]; received 0.5 to 1.5"),
         ([-0.1, 0.5], [True, False], r"\[0, 1\]"),
         ([np.nan, 0.5], [True, False], r"\[0, 1\]"),
         (["0.5"], [True], "real numbers"),
@@ -878,7 +878,7 @@ def test_probabilities_as_files_hold_them_are_no_logits(made, num_classes):
     generator = np.random.default_rng(0)
     probabilities = scipy.special.softmax(3 * generator.normal(size=(200, num_classes)), axis=1)
     labels = generator.integers(0, num_classes, 200)
-    with pytest.raises(ValueError, match="Expected logits; got rows that are non-negative and sum to 1"):
+    with pytest.raises(ValueError, match="Expected logits; received rows that are non-negative and sum to 1"):
         calibration.expected_calibration_error(made(probabilities), labels)
 
 
@@ -887,5 +887,5 @@ def test_few_logits_may_sum_to_100():
 
 
 def test_ragged_lists_are_named():
-    with pytest.raises(ValueError, match="Expected logits to be one array of real numbers; got a ragged list"):
+    with pytest.raises(ValueError, match="Expected logits to be one array of real numbers; received a ragged list"):
         calibration.expected_calibration_error([[1.0, 2.0], [1.0]], np.array([0, 1]))

@@ -1,214 +1,252 @@
-"""Verdicts of the main job on made-up measurements whose truth is known, for and against each claim."""
+"""Verdicts on made-up records whose truth is known, for and against each claim."""
 
-import sys
-from pathlib import Path
-from types import SimpleNamespace
+import dataclasses
+import json
+
+from ls_keras import study
+from ls_keras.study import claims, distillation, mnist, representations
+from ls_keras.study.records import Measured, Record
+from ls_keras_recipes import paper
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-import distill
-import paper
-from analyse import Statistics
-
-SEEDS = np.arange(5)
-NUM_EXAMPLES = 400
-FAVOURS_SMOOTHING_WHEN_LOWER = (
+SEEDS, NUM_EXAMPLES = range(5), 400
+CONFIG = paper.Config(all=True)
+# Lower values speak for smoothing.
+SHAPES = (
     "spread over distance of centres, train",
     "spread over distance of centres, held-out",
     "variation of edges, train",
     "mean distance from the origin, train",
     "continuum",
 )
-OVER_EXAMPLES = {"C5", "C6a", "C6b", "C6c", "C6d", "C8", "C9", "C10a", "C10b", "C11a", "C11b"}
-HELD_OUT = SimpleNamespace(logits=2 * np.eye(4), labels=np.arange(4))
-NETWORKS = {0.0: [SimpleNamespace(held_out=HELD_OUT)]}
+INFORMATION = {"start": 0.0, "middle third": 2.0, "end": 1.0, "fall": 1.0}
 
 
-def statistics(values: dict[str, float], means: dict[str, float]) -> Statistics:
-    """Of a network whose examples differ far more than networks do, but in the same way in all of them."""
-    generator = np.random.default_rng(0)
-    examples = {}
-    for name, mean in means.items():
-        noise = generator.normal(size=NUM_EXAMPLES)
-        examples[name] = mean + noise - noise.mean()
-    return Statistics(values | means, examples)
+def noise(name):
+    """What makes examples differ, far more than networks do, but in the same way in all, and at every temperature."""
+    drawn = np.random.default_rng(len(name.removesuffix(" at temperature"))).normal(size=NUM_EXAMPLES)
+    return drawn - drawn.mean()
 
 
-def measurements(better: bool) -> dict[float, list[Statistics]]:
-    """Numbers per α and seed; seeds differ far more than networks do, so only pairing can tell."""
-    sign = -1 if better else 1
-    measured = {}
-    for alpha in (0.0, 0.05, 0.1):
-        gain = 0.0 if alpha == 0 else 0.1
-        measured[alpha] = [
-            statistics(
-                {name: 2.0 + seed + sign * gain * (1 + 0.01 * seed) for name in FAVOURS_SMOOTHING_WHEN_LOWER},
-                {
-                    "accuracy": 0.5 + 0.05 * seed - sign * gain * 0.3,
-                    "overconfidence": -sign * (0.3 + 0.001 * seed),
-                    "bias-reduced ece": 2.0 + seed + sign * gain * (1 + 0.01 * seed),
-                    "bias-reduced ece at temperature": 2.0 + seed + sign * 0.1 * (1 + 0.01 * seed),
-                },
-            )
-            for seed in SEEDS
-        ]
-    # The same noise in ECE at T = 1 and at the fitted T: the same examples.
-    for each in (each for networks in measured.values() for each in networks):
-        ece, scaled = "bias-reduced ece", "bias-reduced ece at temperature"
-        each.examples[scaled] = each.examples[ece] + each.values[scaled] - each.values[ece]
-    return measured
+def record(arm, seed, *, means=None, values=None, facts=None):
+    """Seeds differ far more than arms do, so that only pairing can tell."""
+    means = {name: mean + 0.05 * seed for name, mean in (means or {}).items()}
+    values = {name: value + 0.2 * seed for name, value in (values or {}).items()}
+    examples = {name: mean + noise(name) for name, mean in means.items()}
+    return Record(arm, seed, "plan", {}, facts or {}, means | values, examples)
 
 
-def outcomes(verdicts) -> dict[str, str]:
-    return {verdict.id: verdict.outcome for verdict in verdicts}
+def measured(sign=1, gain=0.1, change=lambda arm, means, values: None):
+    """Records of every arm of the main job: with sign 1 all claims are true, with −1 all are false."""
+    records = []
+    for arm in paper.plan(CONFIG).arms:
+        good = sign * gain * goodness(arm.name)
+        for seed in SEEDS:
+            wobble = 1 + 0.01 * seed
+            means = {
+                "accuracy": 0.5 + 0.2 * good * wobble,
+                "nll at temperature": 0.8 - good * wobble,
+                "overconfidence": sign * 0.3 * wobble if arm.name == "hard targets" else 0.0,
+                # Hard targets lose more by T than by α, so that C6d holds, too.
+                "bias-reduced ece": 2.0 - good * wobble,
+                "bias-reduced ece at temperature": 2.0 - sign * 0.05 * wobble,
+            }
+            low = 0.0 if arm.name == "hard targets" else -sign * gain * wobble
+            values = {name: 2.0 + low for name in SHAPES}
+            smoothed = arm.name != "hard targets"
+            fall = sign * (1.5 if smoothed else 0.5) * wobble
+            values |= {
+                "information, start": 1.0,
+                "information, middle third": 1.0 + sign * wobble,
+                "information, end": 1.0 + sign * wobble - fall,
+            }
+            change(arm.name, means, values)
+            own = record(arm.name, seed, means=means, values=values, facts={"gamma": 0.1})
+            own.values["information, fall"] = fall
+            records.append(own)
+    return Measured("paper", {}, {}, {}, tuple(records))
 
 
-@pytest.mark.parametrize(("better", "expected"), [(True, "holds"), (False, "does not hold")])
-def test_representations_and_calibration(better, expected):
-    generator = np.random.default_rng(0)
-    held_out = SimpleNamespace(logits=generator.normal(size=(20, 4)), labels=generator.integers(0, 4, 20))
-    networks = {0.0: [SimpleNamespace(held_out=held_out)]}
-    verdicts = paper.judge(paper.Config(), networks, measurements(better))
-    found = outcomes(verdicts)
-    for claim in ("C1a", "C1b", "C2", "C3", "C4", "C5", "C6a", "C6b", "C6c"):
-        assert found[claim] == expected, claim
-    assert found["C7"] == "not run"
-    assert found["C13a"] == found["C13b"] == "holds"
-    assert {v.id: v.num_examples for v in verdicts if v.num_seeds} == {
-        v.id: NUM_EXAMPLES if v.id in OVER_EXAMPLES else 0 for v in verdicts if v.num_seeds
-    }
+def goodness(arm):
+    """In units of `gain`: teachers improve with every α, students of hard targets are best, of smoothed ones worst."""
+    alphas = [representations.name_of(alpha) for alpha in (0.0, 0.05, 0.1, 0.3, 0.6)]
+    if arm in alphas:
+        return float(alphas.index(arm))
+    order = ("student of smoothed", "student, smoothed labels", "student of hard")
+    known = {mnist.DROPOUT: 0.0, mnist.OF_DROPOUT: 2.0, mnist.OF_SMOOTHED: 1.0}
+    return known.get(arm, float(next((at for at, start in enumerate(order) if arm.startswith(start)), 0)))
 
 
-def test_estimates_are_differences_of_what_they_name():
-    verdicts = {v.id: v for v in paper.judge(paper.Config(), NETWORKS, measurements(better=True))}
-    weighted = 0.1 * (1 + 0.01 * SEEDS.mean())
-    assert verdicts["C5"].estimate == pytest.approx(0.03)
-    assert verdicts["C6a"].estimate == pytest.approx(0.3 + 0.001 * SEEDS.mean())
-    assert verdicts["C6b"].estimate == verdicts["C6c"].estimate == pytest.approx(weighted)
-    assert verdicts["C3"].estimate == pytest.approx(np.mean(0.1 * (1 + 0.01 * SEEDS) / (2 + SEEDS)))
+def judged(records):
+    return {verdict.id: verdict for verdict in study.judge(paper.claims(CONFIG), records)[0]}
 
 
-def test_a_shuffled_seed_undoes_the_pairing():
-    measured = measurements(better=True)
-    measured[0.1] = measured[0.1][::-1]
-    found = outcomes(paper.judge(paper.Config(), NETWORKS, measured))
-    assert found["C1a"] == found["C4"] == "undecided"
-
-
-def test_shuffled_examples_undo_the_pairing():
-    measured = measurements(better=True)
-    for alpha in (0.05, 0.1):
-        for each in measured[alpha]:
-            each.examples.update({name: rows[::-1] for name, rows in each.examples.items()})
-    found = outcomes(paper.judge(paper.Config(), NETWORKS, measured))
-    assert found["C5"] == found["C6c"] == found["C6d"] == "undecided"
-    assert found["C6b"] == "holds"  # within the hard-target networks
-
-
-def test_similar_calibration_is_judged_by_its_margin():
-    for gap, expected in ((0.005, "holds"), (0.02, "does not hold")):
-        measured = measurements(better=True)
-        for hard, smoothed in zip(measured[0.0], measured[0.05], strict=True):
-            worse = gap + 1e-4 * hard.values["bias-reduced ece"]
-            for kind in ("values", "examples"):
-                ece = getattr(hard, kind)["bias-reduced ece at temperature"] + worse
-                getattr(smoothed, kind)["bias-reduced ece"] = ece
-        found = outcomes(paper.judge(paper.Config(), NETWORKS, measured))
-        assert found["C6d"] == expected
-
-
-def rows(level):
-    """Shares of right answers [seed] as examples [seed, example] that are worth the same in every network."""
-    noise = np.random.default_rng(0).normal(size=NUM_EXAMPLES)
-    return np.asarray(level)[..., None] + noise - noise.mean()
+def outcomes(records):
+    return {name: verdict.outcome for name, verdict in judged(records).items()}
 
 
 @pytest.mark.parametrize(("sign", "expected"), [(1, "holds"), (-1, "does not hold")])
-def test_distillation(sign, expected):
-    level = 0.5 + 0.05 * SEEDS
-    step = sign * (0.02 + 0.001 * SEEDS)
-    by_alpha = {0.0: rows(level), 0.6: rows(level + step)}
-    students = {"smoothed": level - step, "smoothing": level, "hard": level + step}
-    students = {kind: rows(np.stack([values, values + 0.01])) for kind, values in students.items()}
-    pairs = {
-        "dropout": rows(level),
-        "smoothed": rows(level + step),
-        "student of dropout": rows(level + step),
-        "student of smoothed": rows(level),
-    }
-    verdicts = distill.judge_distillation(distill.Config(), by_alpha, students, pairs)
-    assert outcomes(verdicts) == dict.fromkeys(("C8", "C9", "C10a", "C10b", "C11a", "C11b"), expected)
-    assert {(verdict.num_seeds, verdict.num_examples) for verdict in verdicts} == {(5, NUM_EXAMPLES)}
+def test_every_claim_holds_where_it_is_true_and_not_where_it_is_false(sign, expected):
+    found = outcomes(measured(sign))
+    assert found.pop("C7") == "not run"
+    assert set(found.values()) == {expected}, found
+    assert len(found) > 25
+
+
+def test_means_over_examples_are_judged_over_seeds_and_examples_and_shapes_over_seeds():
+    sizes = {name: (each.num_seeds, each.num_examples) for name, each in judged(measured()).items()}
+    over_seeds = {name for name, size in sizes.items() if size == (5, 0)}
+    assert over_seeds == {"C1a", "C1b", "C2", "C3", "C4", "C12a", "C12b", "C12c", "C12d"}
+    assert {size for name, size in sizes.items() if name not in over_seeds | {"C7"}} == {(5, NUM_EXAMPLES)}
+
+
+def test_estimates_are_differences_of_what_they_name():
+    found = judged(measured())
+    wobble = 1 + 0.01 * np.mean(SEEDS)
+    alphas = [setting.estimate for setting in found["C5"].settings]
+    assert alphas == pytest.approx([0.02 * k * wobble for k in (1, 2, 3, 4)])
+    assert [setting.at for setting in found["C5"].settings] == ["α = 0.05", "α = 0.1", "α = 0.3", "α = 0.6"]
+    assert found["C6a"].settings[0].estimate == pytest.approx(0.3 * wobble + 0.05 * np.mean(SEEDS))
+    assert found["C6b"].settings[0].estimate == pytest.approx(0.05 * wobble)
+    (fall,) = {round(setting.estimate, 6) for setting in found["C3"].settings}
+    seeds = np.array(SEEDS)
+    assert fall == pytest.approx(np.mean(0.1 * (1 + 0.01 * seeds) / (2 + 0.2 * seeds)), abs=1e-6)
+    # By NLL, lower is better: first and second change places.
+    assert found["C9b"].settings[0].estimate == pytest.approx(0.1 * wobble)
+
+
+def test_every_step_of_alpha_is_judged_not_the_ends():
+    def dip(arm, means, values):
+        if arm == "α = 0.3":
+            means["accuracy"] -= 0.08
+
+    found = judged(measured(change=dip))
+    assert found["C8a"].outcome == "changes sign"  # α = 0.3 is worse than hard targets, 0.6 better
+    assert [each.outcome for each in found["C8b"].settings] == ["holds", "holds", "does not hold", "holds"]
+    assert found["C8b"].outcome == "changes sign"
+
+
+def test_opposite_signs_at_two_softnesses_do_not_cancel():
+    def turn(arm, means, values):
+        if arm == distillation.arm_name("heated", 0.6):
+            means["accuracy"] -= 0.1
+
+    found = judged(measured(change=turn))
+    assert found["C9a"].outcome == "changes sign"
+    assert found["C9b"].outcome == "holds"
+
+
+def test_sometimes_worse_needs_one_setting_and_no_better_needs_all():
+    def better_once(arm, means, values):
+        if arm.startswith("student of smoothed"):
+            means["accuracy"] += 0.02 if "0.6" not in arm else 0.08
+
+    found = judged(measured(change=better_once))
+    assert found["C10a"].outcome == "changes sign"  # no better at 0.1 and 0.3, better by 6 points at 0.6
+    assert found["C10b"].outcome == "undecided"
+
+    def worse_once(arm, means, values):
+        if arm.startswith("student of smoothed") and "0.6" not in arm:
+            means["accuracy"] += 0.02
+
+    assert judged(measured(change=worse_once))["C10b"].outcome == "holds"
+
+
+def test_the_margins_are_those_of_the_config():
+    def worse(arm, means, values):
+        if arm.startswith("α"):
+            means["accuracy"] = 0.47  # of 0.5
+
+    assert outcomes(measured(change=worse))["C5"] == "does not hold"
+    lenient = dataclasses.replace(CONFIG, accuracy_margin=0.05)
+    verdicts, _ = study.judge(paper.claims(lenient), measured(change=worse))
+    assert {each.id: each.outcome for each in verdicts}["C5"] == "holds"
+
+
+def shuffled(records, arms, *, seeds=False, examples=False):
+    changed = []
+    for each in records.records:
+        own = each
+        if each.arm in arms:
+            own = dataclasses.replace(each, seed=4 - each.seed if seeds else each.seed)
+            if examples:
+                own = dataclasses.replace(own, examples={name: rows[::-1] for name, rows in own.examples.items()})
+        changed.append(own)
+    return dataclasses.replace(records, records=tuple(changed))
+
+
+def test_pairing_is_by_seed():
+    found = outcomes(shuffled(measured(), {"α = 0.1"}, seeds=True))
+    assert found["C1a"] == found["C4"] == "undecided"
+
+
+def test_pairing_is_by_example():
+    smoothed = {representations.name_of(alpha) for alpha in (0.05, 0.1, 0.3, 0.6)}
+    found = outcomes(shuffled(measured(), smoothed, examples=True))
+    assert found["C6c"] == "undecided"
+    assert found["C6b"] == "holds"  # within the hard-target networks
 
 
 def test_a_few_examples_that_every_seed_gets_right_decide_nothing():
-    """Three of 400: every seed gives a difference of exactly 0.0075, so that over seeds alone all claims would hold."""
-    worse = np.zeros((5, NUM_EXAMPLES))
-    better = worse.copy()
-    better[:, :3] = 1.0
-    students = {"smoothed": worse, "smoothing": better, "hard": better + better}
-    pairs = {"dropout": worse, "smoothed": better, "student of dropout": better, "student of smoothed": worse}
-    found = outcomes(
-        distill.judge_distillation(
-            distill.Config(), {0.0: worse, 0.6: better}, {kind: r[None] for kind, r in students.items()}, pairs
-        )
+    """Three of 400: every seed gives a difference of exactly 0.0075, so that over seeds alone claims would hold."""
+    rows = np.zeros(NUM_EXAMPLES)
+    right = rows.copy()
+    right[:3] = 1.0
+    records = [
+        Record(arm, seed, "", {}, {}, {"accuracy": values.mean()}, {"accuracy": values})
+        for arm, values in (("a", right), ("b", rows))
+        for seed in SEEDS
+    ]
+    claim = study.Claim(
+        "C", "a is better", "accuracy", (study.Comparison(study.Term("a", "accuracy"), study.Term("b", "accuracy")),)
     )
-    assert set(found.values()) == {"undecided"}
+    (verdict,), _ = study.judge([claim], Measured("", {}, {}, {}, tuple(records)))
+    assert verdict.outcome == "undecided"
 
 
-def information(start, middle, end):
-    offset = 0.2 * SEEDS[:, None]
-    curve = np.interp(np.arange(10), [0, 4.5, 9], [start, middle, end]) * (1 + 0.01 * SEEDS[:, None]) + offset
-    return {"steps": np.arange(10) * 100.0, "information": curve}
+def test_an_interval_over_seeds_is_students():
+    values = [0.1, 0.3, 0.2]
+    records = tuple(Record("a", seed, "", values={"x": value}) for seed, value in enumerate(values))
+    found = study.interval(Measured("", {}, {}, {}, records), study.Comparison(study.Term("a", "x")))
+    expected = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert (found.low, found.high) == pytest.approx(expected)
 
 
-def test_information_that_rises_falls_and_ends_lower():
-    hard, smoothed = information(0.0, 2.0, 1.9), information(0.0, 2.0, 0.8)
-    verdicts = distill.judge_information(distill.Config(), hard, smoothed)
-    assert set(outcomes(verdicts).values()) == {"holds"}
-    assert {verdict.num_examples for verdict in verdicts} == {0}
+def test_only_seeds_in_common_are_compared():
+    records = [Record("a", seed, "", values={"x": 1.0 + 0.1 * seed}) for seed in (0, 1, 2)]
+    records += [Record("b", seed, "", values={"x": 0.5}) for seed in (1, 2, 3)]
+    comparison = study.Comparison(study.Term("a", "x"), study.Term("b", "x"))
+    found = study.interval(Measured("", {}, {}, {}, tuple(records)), comparison)
+    assert (found.num_seeds, found.estimate) == (2, pytest.approx(0.65))
 
 
-def test_information_that_only_rises_refutes_the_fall():
-    hard, smoothed = information(0.0, 1.0, 1.2), information(0.0, 1.5, 2.5)
-    found = outcomes(distill.judge_information(distill.Config(), hard, smoothed))
-    assert found["C12a"] == "holds"
-    assert found["C12b"] == found["C12c"] == found["C12d"] == "does not hold"
+def test_what_is_committed_is_enough_to_judge_again(tmp_path):
+    wanted = paper.claims(CONFIG)
+    found, behind = study.judge(wanted, measured())
+    claims.write_evidence(tmp_path / "verdicts.json", wanted, found, behind)
+    assert claims.rejudge(tmp_path / "verdicts.json") == found
+    content = json.loads((tmp_path / "verdicts.json").read_text())
+    (c9,) = (each for each in content["verdicts"] if each["id"] == "C9b")
+    assert set(c9["settings"][0]["variances"]) == {"seeds", "residual", "examples", "skewness", "shrinkage"}
+    content["format"] = "ls_keras verdicts 99"
+    (tmp_path / "verdicts.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="format 'ls_keras verdicts 99', and this version of ls_keras reads"):
+        claims.rejudge(tmp_path / "verdicts.json")
 
 
-def test_every_folder_of_the_main_job_has_a_short_name(tmp_path):
-    """File systems allow 255 bytes; a student's name holds its teacher's content, not its path."""
-    import dataclasses
-
-    from ls_keras import experiment
-
-    import mnist_mlp
-
-    teacher = tmp_path / ("a" * 100) / ("b" * 100) / "saved_model"
-    module = tf.Module()
-    module.weight = tf.Variable(1.0)
-    tf.saved_model.save(module, str(teacher))
-    config = dataclasses.replace(
-        distill.alone(mnist_mlp.SIZES["digits"]),
-        alpha=0.1234,
-        units=(133, 133),
-        shift=0,
-        learning_rate=0.1,
-        teacher=teacher,
-        temperature=12.3456,
-        match="probabilities",
-        beta=1.0,
-        seed=4,
-    )
-    name = experiment.label(config, "digits", mnist_mlp.SIZES)
-    assert len(name.encode()) <= 200
-    wide = dataclasses.replace(config, units=tuple(range(1000, 1040)))
-    names = [experiment.label(each, "digits", mnist_mlp.SIZES) for each in (wide, dataclasses.replace(wide, seed=5))]
-    assert len(set(names)) == 2
-    assert max(len(each.encode()) for each in names) <= 200
-    module.weight.assign(2.0)
-    tf.saved_model.save(module, str(teacher))
-    assert experiment.label(config, "digits", mnist_mlp.SIZES) != name
+def test_findings_say_what_was_best_and_what_to_do():
+    records = measured()
+    for each in records.records:
+        each.values.setdefault("temperature", 0.28)
+    records = dataclasses.replace(records, data={"name": "digits"})
+    nll, calibration = representations.findings(records, CONFIG.alphas)
+    assert "α = 0.6 (the best of 5, chosen on these examples) with T = 0.28 gave the best NLL" in nll
+    assert "smooth, and fit a temperature" in nll
+    assert "are over-confident" in calibration
+    for each in records.records:
+        if each.arm == "hard targets":
+            each.values["nll at temperature"] = 0.01
+    assert "Hard targets with a fitted temperature" in representations.findings(records, CONFIG.alphas)[0]

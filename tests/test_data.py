@@ -289,16 +289,16 @@ def test_without_held_out_data_evaluation_says_so():
     [
         ({"train_size": 1700, "held_out_size": 98}, "1797 images to split.*at most 1797"),
         ({"train_size": 1000}, "no official test set"),
-        ({"train_size": 5, "held_out_size": 10}, r"5 of the 10 classes \(5, 6, 7, 8, 9\)"),
-        ({"train_size": 0, "held_out_size": 10}, "train_size must be a whole number of at least 1, received 0"),
-        ({"train_size": 10, "held_out_size": -1}, "held_out_size must be"),
-        ({"scaling": "unit8"}, "scaling must be 'standardize' or 'unit', received 'unit8'"),
+        ({"train_size": 5, "held_out_size": 10}, r"5 of the 10 classes \(five, six, seven, eight, nine\)"),
+        ({"train_size": 0, "held_out_size": 10}, "`train_size` must be a whole number of at least 1; received 0"),
+        ({"train_size": 10, "held_out_size": -1}, "`held_out_size` must be"),
+        ({"scaling": "unit8"}, "`scaling` must be 'standardize' or 'unit'; received 'unit8'"),
         ({"crop_padding": 4, "shift": 2}, "give one of them"),
         ({"crop_padding": 8, "train_size": 1000, "held_out_size": 1}, "8 pixels; received 8"),
-        ({"crop_padding": -1}, "crop_padding must be"),
-        ({"shift": 1.0}, "shift must be a whole number"),
-        ({"flip": 1}, "flip must be True or False"),
-        ({"split_seed": "0"}, "split_seed must be"),
+        ({"crop_padding": -1}, "`crop_padding` must be"),
+        ({"shift": 1.0}, "`shift` must be a whole number"),
+        ({"flip": 1}, "`flip` must be True or False"),
+        ({"split_seed": "0"}, "`split_seed` must be"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -402,11 +402,11 @@ def test_targets_that_do_not_belong_to_the_batches_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0, "seed": 0}, "batch_size must be a whole number of at least 1, received 0"),
-        ({"batch_size": True, "seed": 0}, "batch_size must be"),
-        ({"batch_size": 1, "seed": -1}, "seed must be"),
-        ({"batch_size": 1, "seed": 2**63}, "seed must be"),
-        ({"batch_size": 1, "seed": 0, "start_step": -1}, "start_step must be"),
+        ({"batch_size": 0, "seed": 0}, "`batch_size` must be a whole number of at least 1; received 0"),
+        ({"batch_size": True, "seed": 0}, "`batch_size` must be"),
+        ({"batch_size": 1, "seed": -1}, "`seed` must be"),
+        ({"batch_size": 1, "seed": 2**63}, "`seed` must be"),
+        ({"batch_size": 1, "seed": 0, "start_step": -1}, "`start_step` must be"),
     ],
 )
 def test_bad_training_arguments_are_refused(arguments, message):
@@ -514,7 +514,7 @@ def test_evaluation_shows_every_example_once_in_order(count, batch_size):
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="split must be one of train, held_out, test; received 'validation'"):
+    with pytest.raises(ValueError, match="`split` must be one of train, held_out, test; received 'validation'"):
         tiny(4).evaluation("validation", 2)
 
 
@@ -538,7 +538,7 @@ def test_bad_draws_are_refused():
     for indices in ([], [[1]], [0.5]):
         with pytest.raises(ValueError, match="one or more whole numbers"):
             data.draws(indices, 5, seed=0)
-    with pytest.raises(ValueError, match="num_draws must be"):
+    with pytest.raises(ValueError, match="`num_draws` must be"):
         data.draws([0], 0, seed=0)
 
 

@@ -13,11 +13,15 @@ import socket
 import subprocess
 import sys
 import time
+import typing
 from contextlib import contextmanager
 from pathlib import Path
 
-from ls_keras import distribution, experiment, files, losses, metrics
+from ls_keras import artifact, distribution, experiment, files, losses, metrics
 from ls_keras.analysis import Probe
+from ls_keras.experiment import run as running
+from ls_keras.experiment import training
+from ls_keras.experiment.folder import Checkpoints
 
 import keras
 import numpy as np
@@ -37,7 +41,8 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from ls_keras.experiment import Where
 import tiny_recipe
-tiny_recipe.run(tiny_recipe.SIZES["plain"], size="plain", where=Where(workdir=sys.argv[1], strategy="mirrored"))
+where = Where(workdir=sys.argv[1], strategy="mirrored")
+tiny_recipe.RECIPE.run(tiny_recipe.SIZES["plain"], size="plain", where=where)
 """
 KILLED = """
 import os, signal, sys
@@ -52,12 +57,16 @@ def killed(path, *arrays, **named):
         os.kill(os.getpid(), signal.SIGKILL)
     real(path, *arrays, **named)
 np.savez = killed
-tiny_recipe.run(tiny_recipe.Config(), where=Where(workdir=sys.argv[1]))
+tiny_recipe.RECIPE.run(tiny_recipe.Config(), where=Where(workdir=sys.argv[1]))
 """
 
 
-def run(workdir, config=CONFIG, *, size="small", quiet=True, **where):
-    return tiny_recipe.run(config, size=size, where=experiment.Where(workdir=workdir, quiet=quiet, **where))
+def run(workdir, config=CONFIG, *, size="small", quiet=True, recipe=tiny_recipe.RECIPE, **where):
+    return recipe.run(config, size=size, where=experiment.Where(workdir=workdir, quiet=quiet, **where))
+
+
+def recipe_with(**parts):
+    return dataclasses.replace(tiny_recipe.RECIPE, **parts)
 
 
 def everything_in(folder):
@@ -151,6 +160,7 @@ def test_a_finished_folder_holds_the_record_and_nothing_temporary(undisturbed):
     assert (record["recipe"], record["size"], record["precision"]) == ("tiny", "small", "float32")
     assert record["versions"]["keras"] == keras.__version__
     assert record["devices"].startswith("1 replica")
+    assert record["replicas"] == 1, "each replica draws its own dropout"
 
 
 def test_history_and_metrics_have_a_row_and_a_split_each(undisturbed):
@@ -246,10 +256,9 @@ def test_tensorboard_shows_the_history(undisturbed):
     assert not seen
 
 
-def test_a_finished_folder_is_reused(undisturbed, monkeypatch, capsys):
+def test_a_finished_folder_is_reused(undisturbed, capsys):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.folder.rglob("*")}
-    monkeypatch.setattr(tiny_recipe, "load_data", None)
-    again = run(undisturbed.folder.parents[1], quiet=False)
+    again = run(undisturbed.folder.parents[1], quiet=False, recipe=recipe_with(load_data=None))
     assert again == undisturbed
     assert capsys.readouterr().out == f"{undisturbed.folder}: finished before, reused\n"
     assert {path: path.stat().st_mtime_ns for path in undisturbed.folder.rglob("*")} == before
@@ -329,7 +338,9 @@ def plain(processes, tmp_path_factory):
 def test_two_replicas_and_two_workers_run_as_one_device(plain, processes, name):
     folder = processes(name) / "tiny" / "plain"
     np.testing.assert_allclose(history_array(folder), history_array(plain.folder), rtol=1e-5, atol=1e-5)
-    assert json.loads((folder / "config.json").read_text())["devices"].startswith("2 replicas")
+    record = json.loads((folder / "config.json").read_text())
+    assert record["devices"].startswith("2 replicas")
+    assert record["replicas"] is None, "with any number of them the network is the same"
     ours, theirs = (Probe(path / "saved_model") for path in (plain.folder, folder))
     np.testing.assert_allclose(theirs.kernel, ours.kernel, rtol=1e-4, atol=1e-6)
     x = tiny_recipe.load_data(PLAIN).images("test")[:7] / np.float32(255)
@@ -406,14 +417,50 @@ def test_the_checkpoint_before_a_damaged_one_is_gone_on_from(undisturbed, tmp_pa
     assert everything_in(again.folder) == everything_in(undisturbed.folder)
 
 
+@pytest.mark.parametrize("size", ["small", "plain"])
+def test_another_number_of_replicas_goes_on_only_where_it_changes_nothing(tmp_path, monkeypatch, size):
+    """The checkpoint is one of 8 replicas as far as its record says."""
+    config = tiny_recipe.SIZES[size]
+    interrupt_at(monkeypatch, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, config, size=size)
+    monkeypatch.undo()
+    folder = tmp_path / "tiny" / size
+    record = json.loads((folder / "config.json").read_text())
+    if size == "plain":
+        (folder / "config.json").write_text(json.dumps(record | {"devices": "8 replicas"}))
+        assert run(tmp_path, config, size=size).metrics
+        return
+    (folder / "config.json").write_text(json.dumps(record | {"replicas": 8}))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"small was begun on 8 replicas, and this is 1: .*dropout.*another --workdir"):
+        run(tmp_path, config, size=size)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "config.json").write_text(json.dumps({name: record[name] for name in record if name != "replicas"}))
+    assert run(tmp_path, config, size=size).metrics  # of a version that did not say
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([keras.layers.Dense(2)], False),
+        ([keras.layers.Dropout(0.5)], True),
+        ([keras.layers.BatchNormalization()], True),
+        ([keras.layers.BatchNormalization(synchronized=True)], False),
+        ([keras.Sequential([keras.layers.Dense(2), keras.layers.GaussianNoise(0.1)])], True),
+        ([keras.Sequential([keras.layers.Dense(2)]), keras.layers.ReLU()], False),
+    ],
+)
+def test_replicas_matter_to_layers_with_statistics_or_draws_of_their_own(layers, expected):
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    assert running._depends_on_replicas(model) is expected
+
+
 # --- Signals
 
 
-build_plainly = tiny_recipe.build_model
-
-
 def averaging(config, images):
-    model = build_plainly(config, images)
+    model = tiny_recipe.build_model(config, images)
     optimizer = keras.optimizers.SGD(config.learning_rate, momentum=0.9, use_ema=True, ema_momentum=0.8)
     model.compile(optimizer, losses.SmoothedCrossentropy(config.alpha), weighted_metrics=metrics.classification())
     return model
@@ -421,61 +468,61 @@ def averaging(config, images):
 
 def signalled_at(monkeypatch, step, number=signal.SIGTERM):
     """Send this process a signal after a step of its training."""
-    real = experiment._Watch.on_train_batch_end
+    real = training._Watch.on_train_batch_end
 
     def on_train_batch_end(self, batch, logs=None):
         if self.start + batch + 1 == step:
             os.kill(os.getpid(), number)
         real(self, batch, logs)
 
-    monkeypatch.setattr(experiment._Watch, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(training._Watch, "on_train_batch_end", on_train_batch_end)
 
 
 @pytest.mark.parametrize(
     ("build", "step", "number"),
     [
-        (build_plainly, 1, signal.SIGTERM),
-        (build_plainly, 5, signal.SIGINT),
-        (build_plainly, 6, signal.SIGTERM),
+        (tiny_recipe.build_model, 1, signal.SIGTERM),
+        (tiny_recipe.build_model, 5, signal.SIGINT),
+        (tiny_recipe.build_model, 6, signal.SIGTERM),
         (averaging, 5, signal.SIGTERM),
     ],
 )
 def test_a_signal_ends_a_run_at_its_step_and_the_bytes_are_the_same(tmp_path, monkeypatch, capsys, build, step, number):
-    monkeypatch.setattr(tiny_recipe, "build_model", build)
-    monkeypatch.setattr(experiment, "_STEPS_PER_LOOK", 1)
-    undisturbed, before = run(tmp_path / "undisturbed"), signal.getsignal(number)
+    recipe = recipe_with(build_model=build)
+    monkeypatch.setattr(training, "_STEPS_PER_LOOK", 1)
+    undisturbed, before = run(tmp_path / "undisturbed", recipe=recipe), signal.getsignal(number)
     with monkeypatch.context() as patch:
         signalled_at(patch, step, number)
         with pytest.raises(SystemExit) as ended, experiment.messages():
-            run(tmp_path / "ended")
+            run(tmp_path / "ended", recipe=recipe)
     assert ended.value.code == 128 + number
     said = capsys.readouterr().err.strip().splitlines()
     assert [line for line in said if "goes on from the last checkpoint" in line] == said[-1:]
     newest = max((tmp_path / "ended" / "tiny" / "small" / "checkpoints").iterdir())
     assert newest.name == f"step-{step:09d}.npz"
     assert signal.getsignal(number) is before
-    again = run(tmp_path / "ended", quiet=False)
+    again = run(tmp_path / "ended", quiet=False, recipe=recipe)
     assert f"going on from step {step}" in capsys.readouterr().out
     assert everything_in(again.folder) == everything_in(undisturbed.folder)
 
 
 def test_checkpoints_are_written_by_the_clock_too(undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "_STEPS_PER_LOOK", 1)
-    saved, real = [], experiment.Checkpoints.save
-    monkeypatch.setattr(experiment.Checkpoints, "save", lambda self, each: (saved.append(each.step), real(self, each)))
+    monkeypatch.setattr(training, "_STEPS_PER_LOOK", 1)
+    saved, real = [], Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, each: (saved.append(each.step), real(self, each)))
     again = run(tmp_path, checkpoint_minutes=0.0, checkpoints=1)
     assert saved == list(range(1, 13))
     assert everything_in(again.folder) == everything_in(undisturbed.folder)
 
 
 def test_the_averages_are_what_is_exported_after_the_last_step_too(tmp_path, monkeypatch):
-    monkeypatch.setattr(tiny_recipe, "build_model", averaging)
-    undisturbed = run(tmp_path / "undisturbed")
+    recipe = recipe_with(build_model=averaging)
+    undisturbed = run(tmp_path / "undisturbed", recipe=recipe)
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "_evaluated", interrupt)
+        patch.setattr(running, "_evaluated", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "ended")
-    assert everything_in(run(tmp_path / "ended").folder) == everything_in(undisturbed.folder)
+            run(tmp_path / "ended", recipe=recipe)
+    assert everything_in(run(tmp_path / "ended", recipe=recipe).folder) == everything_in(undisturbed.folder)
     last = history(undisturbed.folder)[-1]
     assert last["val_nll"] == pytest.approx(undisturbed.metrics["held_out"]["nll"], rel=1e-6)
 
@@ -489,7 +536,7 @@ def interrupt(*_):
 
 def test_a_second_run_leaves_the_first_ones_folder_alone(undisturbed, tmp_path, monkeypatch):
     """Another process began meanwhile: its files stay, whatever becomes of this one."""
-    said, real = [], experiment._fit
+    said, real = [], training.fit
 
     def fit(*arguments):
         if not said:
@@ -499,7 +546,7 @@ def test_a_second_run_leaves_the_first_ones_folder_alone(undisturbed, tmp_path, 
             said[0] = str(problem.value)
         real(*arguments)
 
-    monkeypatch.setattr(experiment, "_fit", fit)
+    monkeypatch.setattr(training, "fit", fit)
     again = run(tmp_path)
     assert said[0].startswith(str(again.folder))
     assert everything_in(again.folder) == everything_in(undisturbed.folder)
@@ -549,17 +596,16 @@ def test_a_process_that_runs_many_networks_keeps_no_graph_of_those_before(tmp_pa
 
 
 WORKERS = """
-import os, sys, time
+import functools, os, sys, time
 from pathlib import Path
 from ls_keras import experiment
-import tiny_recipe
-def endless(config, size, where):
-    (Path(sys.argv[1]) / str(os.getpid())).touch()
+def endless(folder):
+    (folder / str(os.getpid())).touch()
     time.sleep(600)
 if __name__ == "__main__":
     os.sched_getaffinity = lambda _: {0, 1}
-    with experiment.workers(experiment.Where(workdir=Path(sys.argv[1]))) as train:
-        train(endless, [tiny_recipe.Config(seed=seed) for seed in range(2)], size="small", what="networks")
+    jobs = [experiment.Job(number, functools.partial(endless, Path(sys.argv[1]))) for number in range(2)]
+    list(experiment.finish(jobs, experiment.Where(), what="networks"))
 """
 
 
@@ -594,15 +640,14 @@ def test_a_folder_with_other_files_is_neither_filled_nor_emptied(tmp_path):
     ("part", "problem"),
     [("load_data", FileNotFoundError("no images")), ("build_model", ValueError("no such depth"))],
 )
-def test_a_run_that_fails_early_leaves_nothing_behind(tmp_path, monkeypatch, part, problem):
+def test_a_run_that_fails_early_leaves_nothing_behind(tmp_path, part, problem):
     def fail(*args):
         raise problem
 
-    monkeypatch.setattr(tiny_recipe, part, fail)
     (tmp_path / "kept").mkdir()
     for workdir in (tmp_path / "new" / "newer", tmp_path / "kept"):
         with pytest.raises(type(problem), match=str(problem)):
-            run(workdir)
+            run(workdir, recipe=recipe_with(**{part: fail}))
     assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
 
 
@@ -658,12 +703,11 @@ def test_nan_weights_behind_a_finite_loss_end_the_run(tmp_path, monkeypatch):
     def check(self, loss, step):
         losses.append(float(loss))
 
-    monkeypatch.setattr(tiny_recipe, "build_model", build_model)
-    monkeypatch.setattr(experiment._Watch, "_check", check)
+    monkeypatch.setattr(training._Watch, "_check", check)
     with pytest.raises(
         FloatingPointError, match=r"weights hold NaN or infinity by step 3, first/kernel the first\. Train"
     ):
-        run(tmp_path)
+        run(tmp_path, recipe=recipe_with(build_model=build_model))
     assert np.isfinite(losses).all()
     assert not list(tmp_path.iterdir())
 
@@ -696,7 +740,8 @@ def test_a_workdir_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         ({"steps": 12.0}, "`steps` must be a whole number; received 12.0"),
         ({"steps": float("nan")}, "`steps` must be finite; received nan"),
         ({"batch_size": True}, "`batch_size` must be a whole number; received True"),
-        ({"seed": -1}, "`seed` must be between 0 and .*; received -1"),
+        ({"seed": -1}, "`seed` must be at least 0; received -1"),
+        ({"seed": 2**32}, "`seed` must be between 0 and .*; received 4294967296"),
         ({"seed": 0.5}, r"`seed` must be a whole number; received 0\.5"),
     ],
 )
@@ -709,6 +754,33 @@ def test_bad_configs_are_refused_and_leave_nothing(tmp_path, changes, message):
 def test_unknown_sizes_are_refused_with_a_guess(tmp_path):
     with pytest.raises(ValueError, match=r"unknown size 'smal'; known: small, plain\. Perhaps you meant 'small'\?"):
         run(tmp_path, size="smal")
+
+
+def test_a_recipe_checks_its_config_before_it_looks_at_folders_or_data(tmp_path):
+    def check(config, default):
+        if config.dropout != default.dropout:
+            raise ValueError("not with this dropout")
+
+    recipe = recipe_with(check=check, load_data=None, build_model=None)
+    changed = dataclasses.replace(CONFIG, dropout=0.5)
+    for refused in (lambda: recipe.checked(changed, "small"), lambda: run(tmp_path, changed, recipe=recipe)):
+        with pytest.raises(ValueError, match="not with this dropout"):
+            refused()
+    recipe.checked(PLAIN, "plain")
+    with pytest.raises(ValueError, match="unknown size 'smal'"):
+        recipe.checked(CONFIG, "smal")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipes_first_size_is_the_default(undisturbed):
+    where = experiment.Where(workdir=undisturbed.folder.parents[1], quiet=True)
+    assert tiny_recipe.RECIPE.run(CONFIG, where=where) == undisturbed
+
+
+def test_the_strategies_of_the_command_line_are_those_there_are():
+    """Where is read before --help is printed, without TensorFlow, so that it names them itself."""
+    choices = typing.get_args(typing.get_type_hints(experiment.Where)["strategy"])
+    assert choices == typing.get_args(distribution.StrategyName)
 
 
 def test_messages_end_the_process_with_one_line():
@@ -754,13 +826,13 @@ def test_the_revision_is_that_of_a_checkout_and_never_of_a_repository_around_it(
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
-    revision = experiment._revision(tmp_path)
+    revision = running._revision(tmp_path)
     assert len(revision) >= 7
     assert head.startswith(revision)
     (tmp_path / "site-packages").mkdir()
-    assert experiment._revision(tmp_path / "site-packages") is None
+    assert running._revision(tmp_path / "site-packages") is None
     monkeypatch.setenv("PATH", "")
-    assert experiment._revision(tmp_path) is None
+    assert running._revision(tmp_path) is None
 
 
 # --- Export
@@ -779,7 +851,7 @@ def network(*, inputs=5, use_bias=True, activation=None, name="logits", between=
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_an_export_serves_any_batch_size_without_keras(tmp_path, use_bias, dtype):
     model = network(use_bias=use_bias, between=keras.layers.Dropout(0.5), dtype=dtype)
-    experiment.export(model, tmp_path / "model")
+    artifact.export(model, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     probe = Probe(tmp_path / "model")
     tolerance = 1e-6 if dtype in ("float32", "float64") else 2**-6
@@ -798,7 +870,7 @@ def test_an_export_replaces_an_older_one(tmp_path):
     for seed_of_bias in (1.0, 2.0):
         model = network()
         model.get_layer("logits").bias.assign([seed_of_bias] * 3)
-        experiment.export(model, tmp_path / "model")
+        artifact.export(model, tmp_path / "model")
     np.testing.assert_array_equal(Probe(tmp_path / "model").bias, [2.0] * 3)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -901,7 +973,7 @@ def beside_the_penultimate():
 )
 def test_models_that_the_endpoints_do_not_describe_are_not_exported(tmp_path, build, message):
     with pytest.raises(ValueError, match=message):
-        experiment.export(build(), tmp_path / "model")
+        artifact.export(build(), tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
@@ -958,8 +1030,8 @@ def test_what_is_served_is_what_the_model_predicts(tmp_path, build, x):
     if len(model.outputs) > 1:
         parts = [part["logits"] if isinstance(part, dict) else part[1] for part in parts]
     expected = np.concatenate([part.numpy() for part in parts])[: len(x)].astype("float32")
-    experiment.export(model, tmp_path / "model")
-    for probe in (Probe(tmp_path / "model"), Probe(experiment.endpoints(model))):
+    artifact.export(model, tmp_path / "model")
+    for probe in (Probe(tmp_path / "model"), Probe(artifact.endpoints(model))):
         np.testing.assert_allclose(probe.serve(x), expected, rtol=1e-5, atol=1e-6)
         collected = probe.collect((x, np.arange(len(x)) % 3))
         np.testing.assert_allclose(collected.logits, expected, rtol=1e-5, atol=1e-6)

@@ -1,8 +1,13 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from ls_keras import files
 
 import pytest
+
+ROOT = str(Path(__file__).parents[1])
 
 
 def entries(folder):
@@ -56,3 +61,27 @@ def test_a_written_file_has_the_rights_of_any_new_file(tmp_path):
     files.replace(tmp_path / "ours", b"1")
     Path(tmp_path / "theirs").write_bytes(b"1")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+
+
+KILLED = """
+import os, sys
+from ls_keras import files
+with files.beside(sys.argv[1]) as temporary:
+    temporary.write_bytes(b"half")
+    os._exit(9)
+"""
+
+
+def test_what_killed_processes_left_is_removed_while_others_write(tmp_path):
+    path = tmp_path / "logits-1.npz"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", KILLED, path], env={**os.environ, "PYTHONPATH": ROOT}, check=False)
+    others = [".cache", ".logits-1.npz.0a1b2c3d-1-x"]  # a user's, and another host's
+    for name in others:
+        (tmp_path / name).mkdir()
+    assert len(entries(tmp_path)) == 4
+    with files.beside(path) as temporary:
+        temporary.write_bytes(b"whole")
+        files.remove_abandoned(tmp_path)
+        assert entries(tmp_path) == sorted([*others, temporary.parent.name])
+    assert path.read_bytes() == b"whole"

@@ -326,7 +326,7 @@ def test_bad_points(statistic):
         statistic(points[labels != 1], labels[labels != 1], plane)
     with pytest.raises(ValueError, match=r"shape \(120, 7\)"):
         statistic(penultimate, labels, plane)
-    with pytest.raises(ValueError, match=r"shape \[120\].*got shape \(119,\)"):
+    with pytest.raises(ValueError, match=r"shape \[120\].*received shape \(119,\)"):
         statistic(points, labels[:-1], plane)
     with pytest.raises(ValueError, match="finite"):
         statistic(points * np.nan, labels, plane)

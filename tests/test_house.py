@@ -1,40 +1,48 @@
-"""Who may import whom, what an import may cost, and the order of names in a recipe."""
+"""Who may import whom, what an import may cost, the order of names in a recipe, a wheel, and one dialect for all."""
 
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "ls_keras").rglob("*.py"))
-RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("[!_]*.py"))
 
 # Parts of ls_keras that each part may import, and which of the heavy libraries.
 OURS = {
     "__init__": set(),
     "files": set(),
-    "targets": set(),
-    "losses": {"targets"},
-    "metrics": {"targets"},
+    "keras_hooks": set(),
+    "targets": {"keras_hooks"},
+    "losses": {"keras_hooks", "targets"},
+    "metrics": {"keras_hooks", "targets"},
     "models": set(),
-    "artifact": {"files"},
+    "artifact": {"files", "keras_hooks"},
     "distillation": {"analysis", "artifact", "data", "distribution", "files", "losses"},
     "data": {"files"},
-    "inspection": {"losses", "targets"},
-    "distribution": {"inspection", "losses"},
-    "experiment": {"analysis", "artifact", "data", "distribution", "files"},  # analysis observes
+    "optimizers": {"keras_hooks"},
+    "inspection": {"keras_hooks", "losses", "targets"},
+    "distribution": {"inspection", "keras_hooks", "losses", "workers"},
+    # analysis observes
+    "experiment": {"analysis", "artifact", "data", "distribution", "files", "keras_hooks", "workers"},
     "analysis": {"artifact"},
     "plots": {"files"},
     "verdicts": {"analysis"},  # intervals
-    "report": {"analysis", "files", "plots"},  # analysis for intervals and Holm's correction
+    "report": {"files", "plots", "verdicts"},
+    "study": {"analysis", "data", "distillation", "experiment", "files", "losses", "plots", "report", "verdicts"},
+    "workers": set(),
 }
 HEAVY = {
     "__init__": set(),
     "files": set(),
+    "keras_hooks": {"keras"},
     "targets": {"keras"},
     "losses": {"keras"},
     "metrics": {"keras"},
@@ -42,6 +50,7 @@ HEAVY = {
     "artifact": {"keras", "tensorflow"},
     "distillation": {"keras", "tensorflow"},  # a teacher is a SavedModel
     "data": {"tensorflow"},
+    "optimizers": {"keras"},
     "inspection": {"keras", "tensorflow"},
     "distribution": {"keras", "tensorflow"},
     "experiment": {"keras", "tensorflow"},
@@ -49,20 +58,25 @@ HEAVY = {
     "plots": {"matplotlib"},
     "verdicts": set(),
     "report": {"matplotlib"},
+    "study": {"tensorflow"},
+    "workers": {"tensorflow"},
 }
 # Behind one branch in one place: a faster way, or a library that one data set needs.
 IN_FUNCTIONS = {
     "data": {"tensorflow_datasets"},
+    "keras_hooks": {"tensorflow"},
     "losses": {"tensorflow"},
     "models": {"tensorflow"},
 }
 LIBRARIES = {"keras", "tensorflow", "matplotlib", "keras_tuner", "tensorflow_datasets", "keras_hub", "torch", "jax"}
-# Recipes that train nothing themselves: why they need no model of their own.
-NO_NETWORK = {
-    "analyse": "takes SavedModels from any recipe",
-    "distill": "trains the networks of other recipes",
-    "paper": "trains the networks of mnist_mlp",
-}
+# The one module that may use what Keras and TensorFlow do not publish.
+FENCE = ROOT / "ls_keras" / "keras_hooks.py"
+# Published, for all their underscore.
+PUBLISHED = {"_asdict", "_exit", "_fields", "_replace"}
+# A summary says what to do, as in "Return the share of …".
+THIRD_PERSON = re.compile(
+    "(Return|Raise|Compute|Yield|Make|Build|Say|Find|Estimate|Choose|Refuse|Give|Take|Load|Read|Write|Check)(s|es)\\b"
+)
 
 
 def part_of(path):
@@ -97,6 +111,19 @@ def name_of(path):
     return path.stem if path.parent.name == "recipes" else str(path.relative_to(ROOT / "ls_keras"))
 
 
+def assigned(tree):
+    """Classes, functions and constants of a module, in their order."""
+    return [
+        getattr(node, "name", None) or node.targets[0].id
+        for node in tree.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Assign)
+    ]
+
+
+def has_a_network(path):
+    return "RECIPE" in assigned(tree_of(path))
+
+
 def test_every_part_is_in_the_tables_and_none_is_named_utils():
     parts = {part_of(path) for path in MODULES}
     assert len(MODULES) > 10
@@ -111,8 +138,49 @@ def test_parts_import_only_what_they_may(path):
     # `import ls_keras` alone loads none of its parts: it quiets TensorFlow.
     ours = {name.split(".")[1] for name in everywhere if name.startswith("ls_keras.")}
     assert ours - {part} <= OURS[part]
+    assert not {name for name in everywhere if name.startswith(("ls_keras_recipes", "recipes"))}
     assert libraries(imports(at_module_level(tree))) <= HEAVY[part]
     assert libraries(everywhere) <= HEAVY[part] | IN_FUNCTIONS.get(part, set())
+
+
+def is_private(name):
+    return name.isidentifier() and name.startswith("_") and not name.endswith("_") and name not in PUBLISHED
+
+
+def private_attributes(tree):
+    """Names of private attributes that are used, and whether of `self`, its class or its parents."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            yield node.attr, ast.unparse(node.value) in ("self", "cls", "super()")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "delattr"):
+            yield from ((name, False) for name in private_words(node))
+
+
+def private_words(tree):
+    strings = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return {each for each in strings if is_private(each)}
+
+
+def own_private_names(tree):
+    """Private names that a module defines: methods, attributes of classes, and what is assigned to `self`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+
+
+def test_the_fence_is_the_only_way_to_what_keras_does_not_publish():
+    fence = tree_of(FENCE)
+    fenced = {name for name, _ in private_attributes(fence)} | private_words(fence)
+    assert {"_compile_loss", "_keras_mask", "_make_function", "_use_cached_eval_dataset"} <= fenced
+    for path in {*MODULES, *RECIPES} - {FENCE}:
+        tree = tree_of(path)
+        inner = {name for name in imports(ast.walk(tree)) if name.startswith(("keras.src", "tensorflow.python"))}
+        defined = set(own_private_names(tree))
+        foreign = {name for name, own in private_attributes(tree) if not own or name not in defined}
+        found = inner | foreign | (fenced & (defined | private_words(tree)))
+        assert found == set(), f"{path.name}: put it behind a function of {FENCE.name}"
 
 
 def run_python(code):
@@ -146,22 +214,89 @@ def test_imports_load_no_library_that_they_do_not_need():
         assert set(libraries_then) & {"keras_tuner", "tensorflow_datasets", "keras_hub", "torch", "jax"} == set(), name
 
 
+HELP = """
+import json, runpy, sys
+sys.modules["tensorflow"] = sys.modules["keras"] = None  # an import of either fails
+path = "%s"
+sys.argv = [path, "--help"]
+shown = sys.stdout = __import__("io").StringIO()
+try:
+    runpy.run_path(path, run_name="__main__")
+except SystemExit as end:
+    code = end.code
+sys.stdout = sys.__stdout__
+print(json.dumps([code, shown.getvalue(), sorted({m.partition(".")[0] for m in sys.modules})]))
+"""
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_help_needs_neither_tensorflow_nor_keras(path):
+    code, shown, loaded = run_python(HELP % path)
+    assert code == 0
+    first = ast.get_docstring(tree_of(path)).splitlines()[0]
+    assert " ".join(first.split())[:60] in " ".join(shown.replace("│", " ").split())
+    assert not {"matplotlib", "tensorflow_datasets", "keras_hub", "keras_tuner"} & set(loaded)
+
+
+def test_a_look_at_the_library_loads_nothing():
+    """Names are there before their modules are."""
+    code = """
+import json, sys
+import ls_keras
+from ls_keras import analysis, artifact, data, distillation, distribution, experiment, losses, metrics, models
+from ls_keras import optimizers, plots, report, study, verdicts
+from ls_keras.experiment import Config, Recipe, Where
+assert set(ls_keras.__all__) <= set(dir(ls_keras))
+assert set(experiment.__all__) <= set(dir(experiment)) and set(study.__all__) <= set(dir(study))
+print(json.dumps(sorted({m.partition(".")[0] for m in sys.modules})))
+"""
+    assert not LIBRARIES & set(run_python(code))
+
+
+def test_every_promised_name_is_there():
+    import ls_keras
+
+    for module in (ls_keras.experiment, ls_keras.study, ls_keras.artifact, ls_keras):
+        for name in module.__all__:
+            assert getattr(module, name) is not None
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            module.nothing  # noqa: B018
+
+
+def raised(tree):
+    """Messages of the exceptions that are raised, as they are written."""
+    calls = (node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call))
+    return [ast.unparse(argument) for call in calls for argument in call.args]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_docstrings_and_messages_speak_one_dialect(path):
+    tree = tree_of(path)
+    summaries = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert not [text.splitlines()[0] for text in summaries if THIRD_PERSON.match(text)]
+    assert not [text for text in raised(tree) if re.search(r"\b[Gg]ot\b", text)], "say what was received"
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_a_recipe_defines_its_names_in_order(path):
     tree = tree_of(path)
     assert ast.get_docstring(tree).count("python recipes/") >= 1, "the docstring shows a command"
-    defined = [
-        getattr(node, "name", None) or node.targets[0].id
-        for node in tree.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Assign)
-    ]
-    if path.stem in NO_NETWORK:
-        expected = [name for name in ("Config", "SIZES", "load_data", "run") if name in defined]
-        assert {"Config", "run"} <= set(expected)
+    defined = assigned(tree)
+    if has_a_network(path):
+        expected = ["Config", "SIZES", "load_data", "build_model", "check", "RECIPE"]
+        assert "run" not in defined and "main" not in defined, "a RECIPE has its own"
     else:
-        expected = ["Config", "SIZES", "load_data", "build_model", "run"]
+        order = ("Config", "SIZES", "plan", "claims", "content", "run")
+        expected = [name for name in order if name in defined]
+        assert {"Config", "run"} <= set(expected)
     assert [name for name in defined if name in expected] == expected
     assert isinstance(tree.body[-1], ast.If), "the last lines are: if __name__ == '__main__'"
+
+
+def test_there_are_recipes_of_both_kinds():
+    kinds = [has_a_network(path) for path in RECIPES]
+    assert sum(kinds) >= 3
+    assert len(kinds) - sum(kinds) >= 3
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=name_of)
@@ -187,3 +322,22 @@ def test_recipes_use_the_library_and_each_other_only(path):
     private = {name for name in used if name.startswith("ls_keras.") and name.rpartition(".")[2].startswith("_")}
     assert private == set()
     assert {name for name in used if name.startswith(("tests", "benchmarks"))} == set()
+    others = {name for name in used if name.startswith("ls_keras_recipes")}
+    assert {name for name in others if name.rpartition(".")[2] != "RECIPE"} == set(), "of each other, values alone"
+    assert {name.partition(".")[0] for name in used}.isdisjoint(other.stem for other in RECIPES)
+
+
+# --- What is installed
+
+
+def test_the_packages_that_are_installed_are_those_there_are():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    installed = project["tool"]["setuptools"]
+    inside = {path.parent for path in MODULES}
+    found = {".".join(path.relative_to(ROOT).parts) for path in inside}
+    assert all((path / "__init__.py").exists() for path in inside)
+    assert sorted(installed["packages"]) == sorted({*found, "ls_keras_recipes"})
+    assert installed["package-dir"] == {"ls_keras_recipes": "recipes"}
+    data = {path.name for path in (ROOT / "ls_keras").rglob("*") if path.is_file() and ".py" not in path.suffix}
+    assert data == set(installed["package-data"]["ls_keras"]), "the template of the page, and nothing else"
+    assert project["project"]["scripts"] == {"ls-keras": "ls_keras_recipes:main"}

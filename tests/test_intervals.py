@@ -290,7 +290,7 @@ GOOD = np.array([[0.1, 0.2, 0.4], [0.3, -0.1, 0.2]])
 @pytest.mark.parametrize(
     ("differences", "message"),
     [
-        (GOOD[:1], r"at least two of each; got shape \(1, 3\).*train more"),
+        (GOOD[:1], r"at least two of each; received shape \(1, 3\).*train more"),
         (GOOD[:, :1], r"\(2, 1\)"),
         (GOOD[0], r"\(3,\)"),
         (GOOD[None], r"\(1, 2, 3\)"),
@@ -330,7 +330,7 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0.1], r"at least two seeds; got shape \(1,\)"),
+        ([0.1], r"at least two seeds; received shape \(1,\)"),
         ([], r"\(0,\)"),
         (GOOD, r"\(2, 3\)"),
         ([0.1, np.inf], "1 of 2 are NaN or infinite"),

@@ -1,5 +1,7 @@
 import json
+from types import SimpleNamespace
 
+from ls_keras import distribution, losses
 from ls_keras.losses import (
     ConfidencePenalty,
     DistillationLoss,
@@ -372,6 +374,48 @@ def test_logit_matching_leaves_out_what_both_mask(over_classes, centred):
     assert np.all(np.isposinf(loss(distillation_targets([0, 0], teacher), student)))
 
 
+# --- Labels that are redrawn
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_disturbed_labels_are_smoothed_labels_on_average(one_hot):
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(50, 5)).astype("float32"), generator.integers(0, 5, 50)
+    given = np.eye(5, dtype="float32")[labels] if one_hot else labels
+    disturbed = losses.DisturbLabel(0.3, seed=1, reduction=None)
+    draws = np.array([disturbed(given, logits) for _ in range(400)])
+    log_p = log_softmax(logits.astype(float), axis=1)
+    hard = -np.take_along_axis(log_p, labels[:, None], 1)[:, 0]
+    # With probability 0.3 one of five: mean and variance of each row's loss in closed form.
+    mean = 0.7 * hard - 0.3 * log_p.mean(1)
+    variance = 0.7 * hard**2 + 0.3 * (log_p**2).mean(1) - mean**2
+    assert np.abs((draws.mean(0) - mean) / np.sqrt(variance / 400)).max() < 4.5
+    assert draws.var(0).sum() == pytest.approx(variance.sum(), rel=0.05)
+    again = losses.DisturbLabel(0.3, seed=1, reduction=None)
+    np.testing.assert_array_equal([again(given, logits) for _ in range(3)], draws[:3])
+
+
+def test_labels_that_are_never_redrawn_give_the_crossentropy():
+    assert float(losses.DisturbLabel(0.0)([0], [[2.0, 0.0]])) == pytest.approx(np.log1p(np.exp(-2)))
+    with pytest.raises(ValueError, match="alpha"):
+        losses.DisturbLabel(1.0)
+
+
+def test_the_state_of_its_draws_is_part_of_a_models_state():
+    inputs = keras.Input((3,))
+    model = distribution.Model(inputs, keras.layers.Dense(5)(inputs))
+    model.compile("sgd", losses.get("DisturbLabel(alpha=0.5)", seed=7))
+    model.optimizer.build(model.trainable_variables)
+    before = distribution.get_state(model)
+    x, y = np.ones((4, 3), "float32"), np.arange(4)
+    first = model.train_on_batch(x, y)
+    assert model.train_on_batch(x, y) != first
+    distribution.set_state(model, before)
+    model.reset_metrics()
+    assert model.train_on_batch(x, y) == first
+    assert losses.get("DisturbLabel(alpha=0.5, seed=3)", seed=7).seed == 3
+
+
 # --- Rows that do not count
 
 
@@ -381,6 +425,7 @@ def losses_over_labels():
         "smoothed, one-hot": (SmoothedCrossentropy(0.1), lambda y: np.eye(5, dtype="float32")[y]),
         "smoothed, others": (SmoothedCrossentropy(0.1, "others", PRIOR), lambda y: y),
         "penalty": (ConfidencePenalty(0.5), lambda y: y),
+        "disturbed": (losses.DisturbLabel(0.0), lambda y: y),
         "distillation": (DistillationLoss(0.5), packed),
         "matching": (LogitMatching(0.5), packed),
     }
@@ -745,3 +790,74 @@ def test_probabilities_with_two_decimals_are_no_logits(num_classes):
     with pytest.raises(ValueError, match="as probabilities do"):
         loss(np.zeros(64, int), rounded)
     assert np.isnan(tf.function(loss)(tf.zeros(64, tf.int32), tf.constant(rounded)))
+
+
+# --- Losses by name
+
+
+class Focussed(keras.losses.Loss):
+    """Somebody's own loss."""
+
+    def __init__(self, weights=None, power=2):
+        super().__init__()
+        if power < 0:
+            raise ValueError(f"`power` must be at least 0; received {power}.")
+        self.weights, self.power = weights, power
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "attributes"),
+    [
+        ("SmoothedCrossentropy(alpha=0.3)", SmoothedCrossentropy, {"alpha": 0.3}),
+        ("SmoothedCrossentropy(0.3, convention='others')", SmoothedCrossentropy, {"convention": "others"}),
+        (" ConfidencePenalty( beta = 0.1 ) ", ConfidencePenalty, {"beta": 0.1}),
+        ("keras.losses:SparseCategoricalCrossentropy(from_logits=True)", keras.losses.Loss, {}),
+        ("test_losses:Focussed", None, {"weights": None, "power": 2}),
+        ("ConfidencePenalty", ConfidencePenalty, {"beta": 0.1}),
+        ("test_losses:Focussed()", None, {"weights": None}),
+        ("test_losses:Focussed({0: 2.0, 3: -1}, power=1)", None, {"weights": {0: 2.0, 3: -1}, "power": 1}),
+    ],
+)
+def test_a_loss_is_made_from_what_a_command_line_says(text, kind, attributes):
+    loss = losses.get(text)
+    assert isinstance(loss, kind or keras.losses.Loss)
+    assert type(loss).__name__ in text
+    config = loss.get_config() if kind is not None else vars(loss)
+    assert {name: config[name] for name in attributes} == attributes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be written as Name"),
+        ("SmoothedCrossentropy(alpha=", "must be written as Name"),
+        ("SmoothedCrossentropy(alpha=0.1); import os", "must be written as Name"),
+        ("SmoothedCrossentropy(alpha=float('0.1'))", "must be written as Name"),
+        ("keras.losses.Loss()", "must be written as Name"),
+        ("0.1", "must be written as Name"),
+        ("SmoothedCrossentropie(0.1)", "no loss SmoothedCrossentropie in ls_keras.losses, which has .*Confidence"),
+        ("keras.losses:Nothing()", r"no loss Nothing in keras\.losses; received"),
+        ("no.such.module:Loss()", r"no loss Loss in no\.such\.module; received .*No module named"),
+        (".losses:Loss()", "no loss Loss in .losses; received"),
+        ("keras:Model()", r"a subclass of keras\.losses\.Loss; received 'keras:Model"),
+        ("smooth_labels([[0.0]], 0.1)", r"a subclass of keras\.losses\.Loss; received"),
+        ("builtins:print('work')", r"a subclass of keras\.losses\.Loss; received"),
+        ("SmoothedCrossentropy(beta=0.1)", "SmoothedCrossentropy does not take these arguments .*beta"),
+        ("ConfidencePenalty(**{'beta': 0.1})", "ConfidencePenalty does not take these arguments"),
+        ("SmoothedCrossentropy(alpha=1.5)", "alpha.*1.5"),
+        ("test_losses:Focussed(power=-1)", "`power` must be at least 0"),
+    ],
+)
+def test_what_makes_no_loss_is_refused(text, message, capsys):
+    with pytest.raises(ValueError, match=message):
+        losses.get(text)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_recipes_loss_is_smoothed_unless_another_is_named():
+    assert losses.chosen(SimpleNamespace(alpha=0.3, loss=None)).get_config()["alpha"] == 0.3
+    assert losses.chosen(SimpleNamespace(alpha=0.3, seed=4, loss="DisturbLabel(alpha=0.1)")).seed == 4
+    assert (
+        losses.chosen(SimpleNamespace(alpha=0.3, seed=4, loss="ConfidencePenalty(beta=0.1)")).get_config()["beta"]
+        == 0.1
+    )

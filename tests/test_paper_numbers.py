@@ -1,12 +1,11 @@
-"""The recipes against the paper: every number with its source, what one step does to the weights, who teaches whom."""
+"""The recipes against the paper: every number with its source, and what one step does to the weights."""
 
 import contextlib
 import dataclasses
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from ls_keras import distillation, experiment
+from ls_keras_recipes import cifar10_alexnet, cifar10_distillation, cifar100_resnet56, mnist_mlp
 
 import keras
 import numpy as np
@@ -14,14 +13,6 @@ import original_formats
 import pytest
 import tensorflow as tf
 from scipy.special import softmax
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))  # as Python does for a script
-import analyse
-import cifar10_alexnet
-import cifar10_distillation
-import cifar100_resnet56
-import distill
-import mnist_mlp
 
 # --- The paper's numbers. [A.1] to [A.5] are its appendices, [1.1] and [4] its sections.
 
@@ -31,6 +22,7 @@ ALEXNET = {
     "held_out_size": (10_000, "A.1"),
     "scaling": ("standardize", "A.2 (cifar_image_augmentation); A.1 is silent, and teacher and student share images"),
     "alpha": (0.1, "Table 2"),
+    "loss": (None, "1: smoothed cross-entropy"),
     "loss_multiplier": (3.0, "A.1"),
     "weight_decay": (0.04, "A.1"),
     "crop_padding": (4, "A.2 (cifar_image_augmentation)"),
@@ -48,6 +40,7 @@ RESNET = {
     "held_out_size": (10_000, "A.2"),
     "scaling": ("standardize", "A.2 (cifar_image_augmentation)"),
     "alpha": (0.1, "Table 2"),
+    "loss": (None, "1: smoothed cross-entropy"),
     "loss_multiplier": (3.0, "A.2"),
     "depth": (56, "A.2: 6 · 9 + 2"),
     "widths": ((16, 32, 64, 128), "tensor2tensor, models/resnet.py"),
@@ -67,6 +60,7 @@ MLP = {
     "held_out_size": (0, "4: errors are those of the test set"),
     "scaling": ("unit", "silent"),
     "alpha": (0.1, "A.5"),
+    "loss": (None, "1: smoothed cross-entropy"),
     "units": ((1200, 1200), "A.5"),
     "initial_stddev": (0.03, "A.5, read as σ: a variance of 0.03 gives logits of ±29"),
     "input_dropout": (0.0, "A.5: smoothing in place of dropout"),
@@ -106,7 +100,7 @@ DISTILLATION = {
 }
 # What a run writes and where, or which of equally good networks it trains.
 BOOKKEEPING = {
-    cifar10_alexnet: {"evaluate_every", "seed"},
+    cifar10_alexnet: {"evaluate_every", "observe_every", "seed"},
     cifar100_resnet56: {"evaluate_every", "observe_every", "seed", "synchronized"},
     mnist_mlp: {"evaluate_every", "observe_every", "seed"},
     cifar10_distillation: set(),
@@ -487,273 +481,3 @@ def test_an_mnist_students_batches_bring_its_teachers_logits(tmp_path):
     rows = {image.tobytes(): label for image, label in zip(images.images("train"), images.labels("train"), strict=True)}
     shown = [rows[np.round(255 * image).astype(np.uint8).tobytes()] for image in x.numpy()]
     np.testing.assert_array_equal(targets[:, 0], shown)
-
-
-# --- Who teaches whom, and how softly
-
-
-class Trained:
-    """Stands for `experiment.workers`: remembers what it is asked to train, and numbers the networks.
-
-    A network's number can be read from what it is right about: example i where bit i is 1.
-    """
-
-    def __init__(self, first=0):
-        self.first, self.asked = first, []
-
-    def __call__(self, run, configs, **named):
-        runs = []
-        for config in configs:
-            number = self.first + len(self.asked)
-            correct = number >> np.arange(8) & 1 > 0
-            made = SimpleNamespace(
-                number=number,
-                saved_model=Path(f"run{number}") / "saved_model",
-                metrics={"held_out": {"accuracy": number / 1000}, "test": {"accuracy": 1.0}},
-                examples=lambda split, correct=correct: {"held_out": SimpleNamespace(correct=correct)}[split],
-            )
-            runs.append(made)
-            self.asked.append(SimpleNamespace(run=run, config=config, made=made, **named))
-        return runs
-
-    def mean_accuracy(self, recipe, chosen):
-        """Of the recipe's three networks, one of each seed, whose config is chosen."""
-        found = [each for each in self.asked if each.run == recipe.run and chosen(each.config)]
-        assert [each.config.seed for each in found] == [0, 1, 2]
-        return np.mean([each.made.metrics["held_out"]["accuracy"] for each in found])
-
-
-LABELS = np.arange(12) % 4
-IMAGES = SimpleNamespace(
-    name="made up", labels=lambda split: {"train": LABELS}[split], num_classes=4, input_shape=SHAPE
-)
-
-
-def softness(gap, temperature=1.0):
-    """γ of a teacher that puts the right one of four logits ahead by `gap`: 4/3 · 3/(e^(gap/T) + 3)."""
-    return 4 / (np.exp(gap / temperature) + 3)
-
-
-@pytest.fixture
-def teachers_by_gap(monkeypatch):
-    """Let a dictionary decide, by the path of a teacher, how far its right logits are ahead on the training set."""
-    gaps = {}
-    monkeypatch.setattr(distillation, "load_teacher", lambda path, num_classes, shape: path)
-
-    def logits(path, images, split="train", **options):
-        assert images is IMAGES
-        assert split == "train"
-        return gaps[path] * np.eye(4)[LABELS]
-
-    monkeypatch.setattr(distillation, "teacher_logits", logits)
-    return gaps
-
-
-FEW = cifar10_distillation.Config(seeds=3, alphas=(0.0, 0.3, 0.6), temperatures=(1.0, 4.0), observe_every=1_000)
-
-
-def test_the_teachers_are_resnets_with_every_alpha_and_seed():
-    train = Trained()
-    runs = cifar10_distillation.train_teachers(FEW, train)
-    assert set(runs) == {(alpha, seed) for alpha in (0.0, 0.3, 0.6) for seed in range(3)}
-    for (alpha, seed), run in runs.items():
-        (asked,) = [each for each in train.asked if each.made is run]
-        assert asked.run == cifar100_resnet56.run
-        assert asked.size == "paper"
-        assert asked.config == dataclasses.replace(
-            cifar100_resnet56.Config(), dataset="cifar10", alpha=alpha, seed=seed, observe_every=1_000
-        )
-
-
-def test_a_given_teacher_takes_the_place_of_the_hard_target_ones():
-    runs = cifar10_distillation.train_teachers(dataclasses.replace(FEW, teacher=Path("given")), Trained())
-    assert set(runs) == {(alpha, seed) for alpha in (0.3, 0.6) for seed in range(3)}
-
-
-def test_students_learn_from_the_teacher_of_their_alpha_and_seed():
-    train = Trained()
-    teachers = {(alpha, seed): Path(f"{alpha} {seed}") for alpha in FEW.alphas for seed in range(3)}
-    curves = cifar10_distillation.train_students(FEW, teachers, train)
-    student = dataclasses.replace(cifar10_alexnet.Config(), dataset="cifar10", alpha=0.0)
-    wanted = {
-        "student, label smoothing": {
-            (alpha, seed): dataclasses.replace(student, alpha=alpha, seed=seed)
-            for alpha in (0.0, 0.3, 0.6)
-            for seed in range(3)
-        },
-        "student of the hard-target teacher": {
-            (t, seed): dataclasses.replace(student, teacher=Path(f"0.0 {seed}"), temperature=t, seed=seed)
-            for t in (1.0, 4.0)
-            for seed in range(3)
-        },
-        "student of smoothed teachers": {
-            (alpha, seed): dataclasses.replace(student, teacher=Path(f"{alpha} {seed}"), temperature=1.0, seed=seed)
-            for alpha in (0.3, 0.6)
-            for seed in range(3)
-        },
-    }
-    assert {each.run for each in train.asked} == {cifar10_alexnet.run}
-    assert {each.size for each in train.asked} == {"paper"}
-    accuracies = {each.config: each.made.metrics["held_out"]["accuracy"] for each in train.asked}
-    expected = {name: {p: accuracies[config] for p, config in points.items()} for name, points in wanted.items()}
-    assert curves == expected
-    assert len(train.asked) == 9 + 6 + 6
-
-
-def test_softness_is_that_of_each_teacher_at_its_temperature(teachers_by_gap):
-    teachers = {(alpha, seed): Path(f"{alpha} {seed}") for alpha in FEW.alphas for seed in range(3)}
-    gaps = {(alpha, seed): 3.0 - 2 * alpha + 0.1 * seed for alpha, seed in teachers}
-    teachers_by_gap |= {path: gaps[point] for point, path in teachers.items()}
-    found = cifar10_distillation.smoothness(FEW, teachers, IMAGES)
-    hard = {(t, seed): softness(gaps[0.0, seed], t) for t in (1.0, 4.0) for seed in range(3)}
-    smoothed = {(alpha, seed): softness(gaps[alpha, seed]) for alpha in (0.3, 0.6) for seed in range(3)}
-    assert found["student of the hard-target teacher"] == pytest.approx(hard)
-    assert found["student of smoothed teachers"] == pytest.approx(smoothed)
-
-
-@pytest.mark.parametrize("given", [None, Path("given")])
-def test_the_curves_set_students_at_the_softness_of_their_own_teachers(given, teachers_by_gap, monkeypatch):
-    trained, pages = Trained(), []
-
-    def train(run, configs, **named):
-        runs = trained(run, configs, **named)
-        gaps = [3.0 - 2 * config.alpha + 0.1 * config.seed for config in configs]
-        teachers_by_gap.update(zip([run.saved_model for run in runs], gaps, strict=True))
-        return runs
-
-    teachers_by_gap[given] = 5.0
-    monkeypatch.setattr(cifar10_distillation, "load_data", lambda *_: IMAGES)
-    monkeypatch.setattr(experiment, "workers", lambda where: contextlib.nullcontext(train))
-    monkeypatch.setattr(analyse, "publish", lambda findings, *_, **__: pages.append(findings))
-    for name in ("information_through_training", "information_figure", "made_how"):
-        monkeypatch.setattr(analyse, name, lambda *_, **__: None)
-    cifar10_distillation.run(dataclasses.replace(FEW, teacher=given), size="paper")
-
-    teachers = {
-        alpha: [e.made.saved_model for e in trained.asked if e.run == cifar100_resnet56.run and e.config.alpha == alpha]
-        for alpha in FEW.alphas
-    }
-    if given:
-        assert teachers[0.0] == []
-        teachers[0.0] = [given]
-
-    def gamma(alpha, temperature=1.0):
-        return np.mean([softness(teachers_by_gap[path], temperature) for path in teachers[alpha]])
-
-    rows = []
-    for alpha in FEW.alphas[bool(given) :]:
-        accuracy = trained.mean_accuracy(cifar100_resnet56, lambda c, a=alpha: c.alpha == a)
-        rows.append(("teacher", alpha, accuracy))
-    for alpha in FEW.alphas:
-        accuracy = trained.mean_accuracy(cifar10_alexnet, lambda c, a=alpha: c.teacher is None and c.alpha == a)
-        rows.append(("student, label smoothing", alpha, accuracy))
-    for t in FEW.temperatures:
-        accuracy = trained.mean_accuracy(
-            cifar10_alexnet, lambda c, t=t: c.teacher in teachers[0.0] and c.temperature == t
-        )
-        rows.append(("student of the hard-target teacher", gamma(0.0, t), accuracy))
-    for alpha in FEW.alphas[1:]:
-        accuracy = trained.mean_accuracy(cifar10_alexnet, lambda c, a=alpha: c.teacher in teachers[a])
-        rows.append(("student of smoothed teachers", gamma(alpha), accuracy))
-    (page,) = pages
-    (table,) = page.tables
-    assert [tuple(row[:3]) for row in table.rows] == [(name, f"{at:.3f}", f"{mean:.4f}") for name, at, mean in rows]
-
-
-def test_the_student_alone_is_that_of_the_runs(teacher):
-    folder, kernel = teacher
-    model = cifar10_distillation.build_model(
-        dataclasses.replace(cifar10_distillation.Config(), teacher=folder),
-        SimpleNamespace(input_shape=SHAPE, num_classes=10),
-    )
-    x, _ = one_batch(10)
-    np.testing.assert_allclose(model.teacher(x), x.reshape(len(x), -1) @ kernel, rtol=1e-4, atol=1e-5)
-    assert [layer.name for layer in model.layers if layer.weights][-3:] == ["local3", "penultimate", "logits"]
-
-
-# --- The same with fully connected networks
-
-PAIRS = distill.Config(networks="paper", seeds=3, distilled=(0.3, 0.6), student_units=(80, 60))
-
-
-def test_fully_connected_teachers_have_every_alpha_and_seed():
-    train = Trained()
-    teachers = distill.train_teachers(PAIRS, train)
-    assert list(teachers) == [0.0, 0.1, 0.3, 0.6]
-    for alpha, runs in teachers.items():
-        configs = [next(each.config for each in train.asked if each.made is run) for run in runs]
-        # A tenth of 60,000 steps; those of 0 and 0.1 are the ones whose information is compared.
-        observed = {"observe_every": 6_000 if alpha in (0.0, 0.1) else 0}
-        assert configs == [
-            dataclasses.replace(mnist_mlp.Config(), alpha=alpha, seed=seed, **observed) for seed in range(3)
-        ]
-    assert {(each.run, each.size) for each in train.asked} == {(mnist_mlp.run, "paper")}
-
-
-def numbers(correct):
-    """The numbers [...] of the networks that are right about these examples [..., 8]."""
-    return (correct @ 2 ** np.arange(8)).astype(int)
-
-
-def without_teacher(config):
-    """What acts in a network that learns from labels alone."""
-    assert config.teacher is None
-    fields = dataclasses.asdict(config)
-    return {name: fields[name] for name in fields if name not in ("match", "beta", "temperature")}
-
-
-def test_fully_connected_students_learn_at_equal_softness(teachers_by_gap):
-    teachers = distill.train_teachers(PAIRS, Trained(first=100))
-    gaps = {(alpha, seed): 3.0 - 2 * alpha + 0.1 * seed for alpha in teachers for seed in range(3)}
-    teachers_by_gap |= {teachers[alpha][seed].saved_model: gap for (alpha, seed), gap in gaps.items()}
-    train = Trained()
-    correct, gamma = distill.train_students(PAIRS, teachers, IMAGES, train)
-    expected = np.array([[softness(gaps[alpha, seed]) for seed in range(3)] for alpha in (0.3, 0.6)])
-    np.testing.assert_allclose(gamma, expected, atol=1e-4)
-    assert {(each.run, each.size) for each in train.asked} == {(mnist_mlp.run, "paper")}
-    assert len(train.asked) == 18
-    networks = {kind: numbers(values) for kind, values in correct.items()}
-    student = dataclasses.replace(mnist_mlp.Config(), alpha=0.0, units=(80, 60), evaluate_every=30_000)
-    taught = dataclasses.replace(student, match="probabilities", beta=1.0)
-    for row, alpha in enumerate((0.3, 0.6)):
-        for seed in range(3):
-            smoothing, hard, smoothed = (
-                train.asked[networks[kind][row, seed]].config for kind in ("smoothing", "hard", "smoothed")
-            )
-            assert smoothing.alpha == gamma[row, seed]
-            assert without_teacher(smoothing) == without_teacher(
-                dataclasses.replace(student, alpha=smoothing.alpha, seed=seed)
-            )
-            # γ(T) = 4/(e^(gap/T) + 3), so that T = gap / ln(4/γ − 3)
-            assert hard.temperature == pytest.approx(gaps[0.0, seed] / np.log(4 / gamma[row, seed] - 3), abs=1e-4)
-            own = {"teacher": teachers[0.0][seed].saved_model, "temperature": hard.temperature, "seed": seed}
-            assert hard == dataclasses.replace(taught, **own)
-            own = {"teacher": teachers[alpha][seed].saved_model, "temperature": 1.0, "seed": seed}
-            assert smoothed == dataclasses.replace(taught, **own)
-
-
-def test_the_four_networks_of_a5_learn_from_their_own_teachers():
-    teachers = distill.train_teachers(PAIRS, Trained(first=100))
-    train = Trained()
-    networks = {kind: numbers(values) for kind, values in distill.train_mnist_pairs(PAIRS, teachers, train).items()}
-    assert {(each.run, each.size) for each in train.asked} == {(mnist_mlp.run, "paper")}
-    assert set(networks) == {"dropout", "smoothed", "student of dropout", "student of smoothed"}
-    np.testing.assert_array_equal(networks["smoothed"], [run.number for run in teachers[0.1]])
-
-    def configs(kind):
-        return [train.asked[number].config for number in networks[kind]]
-
-    end = {"evaluate_every": 30_000, "alpha": 0.0}
-    regularised = {**end, "input_dropout": 0.2, "dropout": 0.5, "max_norm": 15**0.5}
-    assert configs("dropout") == [
-        dataclasses.replace(mnist_mlp.Config(), **regularised, seed=seed) for seed in range(3)
-    ]
-    student = dataclasses.replace(mnist_mlp.SIZES["student"], **end)
-    own = {
-        "student of dropout": [train.asked[number].made for number in networks["dropout"]],
-        "student of smoothed": teachers[0.1],
-    }
-    for kind, taught_by in own.items():
-        assert configs(kind) == [
-            dataclasses.replace(student, teacher=run.saved_model, seed=seed) for seed, run in enumerate(taught_by)
-        ]

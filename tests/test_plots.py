@@ -1,5 +1,6 @@
 """Figures are tested by what is drawn (data, limits, text), not by pixels."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -74,6 +75,15 @@ def information_curves() -> list[InformationCurve]:
     ]
 
 
+def high_curves() -> list[InformationCurve]:
+    """Two curves far above ln 2 and far below ln 600, the first with the paper's estimate above its bracket."""
+    first, second = (
+        replace(curve, estimate=y, lower=y - 0.07, upper=y + 0.11)
+        for curve, y in zip(information_curves(), (np.linspace(4.2, 4.9, 17), np.linspace(4.1, 4.6, 17)), strict=True)
+    )
+    return [replace(first, paper=first.upper + 0.3), second]
+
+
 FIGURES = {
     "plane": lambda: plots.template_plane_figure(plane_panels(), CLASSES),
     "plane, tiny": lambda: plots.template_plane_figure([panel(1e-4, i) for i in range(4)], CLASSES),
@@ -91,7 +101,9 @@ FIGURES = {
     ),
     "reliability, few": lambda: plots.reliability_figure(reliability_curves(4)),
     "distillation": lambda: plots.distillation_figure(**distillation_curves()),
+    "distillation, plain student": lambda: plots.distillation_figure(**distillation_curves(), plain=[0.86, 0.87]),
     "information": lambda: plots.information_figure(information_curves(), 600),
+    "information, high": lambda: plots.information_figure(high_curves(), 600),
     "information, many": lambda: plots.information_figure(information_curves(), 60_000),
 }
 
@@ -174,6 +186,31 @@ def test_same_scale_gives_every_panel_the_widest_span():
     same = plots.template_plane_figure(plane_panels(), CLASSES, same_scale=True).axes
     np.testing.assert_allclose([axes.viewLim.width for axes in same], own[0].viewLim.width)
     np.testing.assert_allclose(np.mean(same[2].get_xlim()), np.mean(own[2].get_xlim()))
+
+
+def scale_notes(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.texts if "Scales differ" in text.get_text()]
+
+
+@pytest.mark.parametrize(("times", "shared"), [(1.0, True), (1.9, True), (2.1, False), (30.0, False)])
+def test_scales_differ_only_where_one_would_make_a_network_tiny_and_the_figure_says_so(times, shared):
+    large, small = panel(10 * times, 0), panel(10, 0)
+    for panels, larger in (([large, large, small, small], "right"), ([small, small, large, large], "left")):
+        figure = plots.template_plane_figure(panels, CLASSES)
+        widths = {round(float(axes.viewLim.width), 6) for axes in figure.axes}
+        notes = scale_notes(figure)
+        assert len(widths) == (1 if shared else 2) and len(notes) == (0 if shared else 1)
+        for note in notes:
+            number = float(re.search(r"[\d.]+", note)[0])
+            assert number == pytest.approx(times, rel=0.02) and f"the {larger} pair is drawn" in note
+
+
+def test_each_row_states_its_own_scales():
+    rows = [*[panel(10, 0)] * 2, *[panel(1, 0)] * 2, *[panel(10, 0)] * 4]
+    figure = plots.template_plane_figure(rows, CLASSES)
+    assert len(scale_notes(figure)) == 1 and "10 times" in scale_notes(figure)[0]
+    forced = plots.template_plane_figure([*[panel(15, 0)] * 2, *[panel(10, 0)] * 2], CLASSES, same_scale=False)
+    assert "1.5 times" in scale_notes(forced)[0]
 
 
 def test_coordinates_are_labelled_with_their_values():
@@ -266,6 +303,32 @@ def test_students_of_teachers_are_optional():
     assert len(figure.axes[0].lines) == 2
 
 
+@pytest.mark.parametrize("plain", [[0.86, 0.87, 0.85], 0.86])
+def test_the_plain_student_is_a_line_in_a_band_across_all_of_the_figure(plain):
+    curves = distillation_curves()
+    axes = plots.distillation_figure(**curves, plain=plain).axes[0]
+    line = axes.lines[-1]
+    assert line.get_ydata() == pytest.approx([0.86, 0.86]) and list(line.get_xdata()) == [0, 1]  # of the axes' width
+    (band,) = axes.patches
+    corners = band.get_bbox()
+    assert (corners.y0, corners.y1) == (np.min(plain), np.max(plain)) and (corners.x0, corners.x1) == (0, 1)
+    assert (
+        line.get_label()
+        == axes.figure.legends[0].get_texts()[-1].get_text()
+        == ("student with hard targets, no teacher")
+    )
+    low, high = axes.get_ylim()
+    assert low < np.min(plain) and high > max(np.max(curve.accuracy) for curve in curves.values())
+
+
+@pytest.mark.parametrize(("plain", "message"), [([], "one for each seed"), ([[0.9]], "one for each seed")])
+def test_a_bad_plain_student_is_refused(plain, message):
+    with pytest.raises(ValueError, match=message):
+        plots.distillation_figure(**distillation_curves(), plain=plain)
+    with pytest.raises(ValueError, match="fractions"):
+        plots.distillation_figure(**distillation_curves(), plain=[86.0])
+
+
 def test_information_draws_estimate_bracket_and_limits():
     curves = information_curves()
     axes = plots.information_figure(curves, 600).axes[0]
@@ -274,10 +337,42 @@ def test_information_draws_estimate_bracket_and_limits():
         vertices = {tuple(vertex) for vertex in band.get_paths()[0].vertices}
         for edge in (curve.lower, curve.upper):
             assert set(zip(curve.steps.astype(float), edge, strict=True)) <= vertices
-    levels = [line.get_ydata()[0] for line in axes.lines[2:]]
-    np.testing.assert_allclose(np.exp(levels), [2, 600])
-    assert [text.get_text() for text in axes.texts] == ["ln 2", "ln 600"]
-    assert axes.get_ylim()[1] > np.log(600) and axes.get_ylim()[0] <= 0
+    assert np.exp(axes.lines[2].get_ydata()[0]) == pytest.approx(2)
+    assert [text.get_text() for text in axes.texts] == ["ln 2"]
+
+
+def test_information_axis_is_filled_by_what_it_is_about():
+    for curves in (information_curves(), high_curves()):
+        axes = plots.information_figure(curves, 600).axes[0]
+        everything = np.concatenate([a for c in curves for a in (c.lower, c.upper, c.paper) if a is not None])
+        low, high = axes.get_ylim()
+        assert low < everything.min() and everything.max() < high
+        assert np.ptp(everything) > 0.9 * (high - low)
+
+
+def test_logarithms_beyond_the_information_axis_are_named_with_their_value():
+    figure = plots.information_figure(high_curves(), 600)
+    assert not figure.axes[0].texts
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-2:] == [
+        "ln 2 = 0.69 is below this axis",
+        "ln 600 = 6.40 is above this axis",
+    ]
+    near = replace(information_curves()[0], upper=np.full(17, np.log(600)))
+    assert [text.get_text() for text in plots.information_figure([near], 600).axes[0].texts] == ["ln 2", "ln 600"]
+
+
+def test_the_papers_estimate_is_a_thin_line_in_the_colour_of_its_network():
+    first, second = high_curves()
+    figure = plots.information_figure([first, second], 600)
+    own, paper, other = figure.axes[0].lines[:3]
+    np.testing.assert_array_equal(paper.get_xydata(), np.stack([first.steps, first.paper], axis=1))
+    np.testing.assert_array_equal(other.get_ydata(), second.estimate)
+    assert paper.get_color() == own.get_color() != other.get_color()
+    assert paper.get_linewidth() < own.get_linewidth()
+    explained = "thin: estimated as in the paper, 5 draws"
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:3] == [first.name, second.name, explained]
+    without = plots.information_figure(information_curves(), 600).legends[0].get_texts()
+    assert explained not in [text.get_text() for text in without]
 
 
 @pytest.mark.parametrize(
@@ -358,6 +453,8 @@ def test_bad_seed_curves_are_refused(changes, message):
         ({"upper": np.full(17, np.inf)}, "finite"),
         ({"estimate": np.full(17, np.nan)}, "lower <= estimate <= upper"),
         ({"lower": np.zeros(3)}, "17 steps"),
+        ({"paper": np.zeros(3)}, "estimate of the paper for its 17 steps"),
+        ({"paper": np.full(17, np.nan)}, "finite estimate of the paper"),
     ],
 )
 def test_bad_information_curves_are_refused(changes, message):

@@ -488,7 +488,7 @@ def test_wrong_shapes_of_the_contract(tmp_path, examples):
 @pytest.mark.parametrize(
     ("templates", "message"),
     [
-        (lambda: {"kernel": tf.zeros((5, 4))}, r"got \['kernel'\]"),
+        (lambda: {"kernel": tf.zeros((5, 4))}, r"received \['kernel'\]"),
         (lambda: {"kernel": tf.zeros((5, 4)), "bias": tf.zeros(3)}, r"\(5, 4\) and \(3,\)"),
         (lambda: {"kernel": tf.fill((5, 4), float("nan")), "bias": tf.zeros(4)}, "diverged"),
     ],
@@ -517,8 +517,8 @@ def test_logits_that_are_not_finite_are_counted(tmp_path, examples):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: (x, y + 1), r"\[0, 4\).*got . to 4.*data set that the network was trained on"),
-        (lambda x, y: (x, -y - 1), r"\[0, 4\).*got -4"),
+        (lambda x, y: (x, y + 1), r"\[0, 4\).*received . to 4.*data set that the network was trained on"),
+        (lambda x, y: (x, -y - 1), r"\[0, 4\).*received -4"),
         (lambda x, y: (x, np.full((23, 4), 0.25)), "one-hot.*Soft labels"),
         (lambda x, y: (x, y + 0.5), "no whole number"),
         (lambda x, y: (x, y.astype(str)), "Turn names into class indices"),
@@ -526,7 +526,7 @@ def test_logits_that_are_not_finite_are_counted(tmp_path, examples):
         (lambda x, y: x, r"\(x, labels\)"),
         (lambda x, y: (x, y, y, y), "4 elements"),
         (lambda x, y: (x, y, np.zeros(23)), "no example"),
-        (lambda x, y: (x, y, np.ones((23, 2))), r"weight for each of 4 labels; got shape \(4, 2\)"),
+        (lambda x, y: (x, y, np.ones((23, 2))), r"weight for each of 4 labels; received shape \(4, 2\)"),
     ],
 )
 def test_bad_data(path, examples, change, message):
@@ -537,10 +537,10 @@ def test_bad_data(path, examples, change, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (lambda x, y: (x, y[:4]), r"a row for each example; got shapes \(23, 3, 3\), \(4,\)"),
+        (lambda x, y: (x, y[:4]), r"a row for each example; received shapes \(23, 3, 3\), \(4,\)"),
         (lambda x, y: (x, 1), r"a row for each example"),
-        (lambda x, y: None, "got NoneType"),
-        (lambda x, y: x, "got ndarray a batch"),
+        (lambda x, y: None, "received NoneType"),
+        (lambda x, y: x, "received ndarray a batch"),
         (lambda x, y: tf.data.Dataset.from_tensor_slices((x, y)), r"single examples\. Batch it"),
         (lambda x, y: tf.data.Dataset.from_tensor_slices((x, np.eye(4)[y])), r"single example, give x\[None\]"),
     ],
@@ -557,14 +557,18 @@ def test_bad_limit(path, examples):
 
 def test_arguments_of_a_probe(path, examples):
     (x, labels), network = examples, Probe(path)
-    for limit, message in ((labels, r"got ndarray\. Arrays come as one tuple"), (2.5, "got 2.5"), (True, "got True")):
+    for limit, message in (
+        (labels, r"received ndarray\. Arrays come as one tuple"),
+        (2.5, "received 2.5"),
+        (True, "received True"),
+    ):
         with pytest.raises(ValueError, match="Expected limit to be an integer of at least 1.*" + message):
             network.collect((x, labels), limit)
     draws = tf.data.Dataset.from_tensor_slices((x[:4], [0, 0, 1, 1])).batch(2)
     for pair in ((0.5, 1), "01", (0, 1, 2), (True, 2)):
         with pytest.raises(ValueError, match="Expected pair to be two different classes"):
             network.logit_differences(draws, pair)
-    with pytest.raises(ValueError, match="index of each draw's example as integers; got dtype float"):
+    with pytest.raises(ValueError, match="index of each draw's example as integers; received dtype float"):
         network.logit_differences(draws.map(lambda x, index: (x, tf.cast(index, tf.float32))), (0, 1))
     for weight in (np.nan, -1.0, np.inf):
         with pytest.raises(ValueError, match="Weights must be finite numbers from 0 on"):

@@ -12,23 +12,29 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import ls_keras_recipes
 from ls_keras import experiment
 from ls_keras.analysis import Probe
+from ls_keras.experiment import many, training
+from ls_keras.experiment import run as running
+from ls_keras.study import driver
 
 import numpy as np
 import original_formats
 import pytest
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted(ROOT.glob("recipes/*.py"))
-TRAINING = ("mnist_mlp", "cifar10_alexnet", "cifar100_resnet56")
+RECIPES = sorted(ROOT.glob("recipes/[!_]*.py"))
+TRAINING = tuple(path.stem for path in RECIPES if "\nRECIPE = " in path.read_text(encoding="utf-8"))
 # What replaces `smoke --workdir FOLDER`; a string names a recipe whose finished folder is needed first.
 NEEDS = {"analyse": "mnist_mlp"}
 # Seconds after which nothing is going to come any more, however busy the machine.
 HANGS = 3_000
 pytestmark = pytest.mark.timeout(2 * HANGS)
 
-sys.path.insert(0, str(ROOT / "recipes"))  # as Python does for a script
+
+def named(name):
+    return importlib.import_module(f"ls_keras_recipes.{name}")
 
 
 def arguments(name, folder):
@@ -37,11 +43,18 @@ def arguments(name, folder):
     return ["smoke", "--workdir", folder]
 
 
+CONSOLE = "import ls_keras_recipes; ls_keras_recipes.main()"
+# Given as `ls-keras RECIPE`; the others as a file.
+BY_NAME = {"cifar10_distillation", "cifar10_alexnet"}
+
+
 def command(name, folder):
     environment = {key: value for key, value in os.environ.items() if key not in ("TF_CONFIG", "TPU_NAME")}
     environment["PYTHONPATH"] = str(ROOT)
+    recipe = ["-c", CONSOLE, name] if name in BY_NAME else [ROOT / "recipes" / f"{name}.py"]
     return subprocess.run(
-        [sys.executable, str(ROOT / "recipes" / f"{name}.py"), *map(str, arguments(name, folder))],
+        [sys.executable, *recipe, *map(str, arguments(name, folder))],
+        cwd=folder,  # anywhere else
         capture_output=True,
         text=True,
         env=environment,
@@ -109,20 +122,18 @@ def paper(results, tmp_path_factory):
     original_formats.write_cifar_binary(sets["cifar10_alexnet"], num_classes=10, num_train=60, num_test=10)
     original_formats.write_cifar_binary(sets["cifar100_resnet56"], num_classes=100, num_train=120, num_test=10)
     found = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in TRAINING:
-            recipe = importlib.import_module(name)
-            built = Built(recipe.build_model)
-            patch.setattr(recipe, "build_model", built)
-            default = recipe.SIZES["paper"]
-            assert default == recipe.Config()
-            held_out = min(default.held_out_size, 10)
-            config = dataclasses.replace(default, batch_size=4, steps=2, evaluate_every=1, held_out_size=held_out)
-            where = experiment.Where(workdir=folder, data_dir=sets[name], quiet=True)
-            run = recipe.run(config, size="paper", where=where)
-            x, *_ = next(iter(recipe.load_data(config, sets[name]).evaluation("test", 4)))
-            np.save(run.folder / "x.npy", x)
-            found[name] = (default, built, run)
+    for name in TRAINING:
+        recipe = named(name).RECIPE
+        built = Built(recipe.build_model)
+        default = recipe.sizes["paper"]
+        assert default == named(name).Config()
+        held_out = min(default.held_out_size, 10)
+        config = dataclasses.replace(default, batch_size=4, steps=2, evaluate_every=1, held_out_size=held_out)
+        where = experiment.Where(workdir=folder, data_dir=sets[name], quiet=True)
+        run = dataclasses.replace(recipe, build_model=built).run(config, size="paper", where=where)
+        x, *_ = next(iter(recipe.load_data(config, sets[name]).evaluation("test", 4)))
+        np.save(run.folder / "x.npy", x)
+        found[name] = (default, built, run)
     paths = json.dumps({name: str(run.folder) for name, (_, _, run) in found.items()})
     # Away from this checkout, and without its path.
     subprocess.run([sys.executable, "-I", "-c", SERVE], input=paths, text=True, check=True, cwd=folder, timeout=HANGS)
@@ -167,7 +178,7 @@ def test_the_papers_network_is_served_without_this_package(paper, name):
     ],
 )
 def test_the_papers_teachers_and_students_take_real_steps(paper, name, size, teacher, fields):
-    recipe = importlib.import_module(name)
+    recipe = named(name)
     default = recipe.SIZES[size]
     folder = paper[name][2].folder.parents[1]
     config = dataclasses.replace(
@@ -176,7 +187,7 @@ def test_the_papers_teachers_and_students_take_real_steps(paper, name, size, tea
     if teacher:
         config = dataclasses.replace(config, teacher=paper[teacher][2].saved_model)
     where = experiment.Where(workdir=folder, data_dir=folder / "data" / (teacher or name), quiet=True)
-    run = recipe.run(config, size=size, where=where)
+    run = recipe.RECIPE.run(config, size=size, where=where)
     assert run.history()["step"].tolist() == [1, 2]
     assert np.isfinite(run.history()["loss"]).all()
 
@@ -194,7 +205,8 @@ def test_a_recipe_runs_and_shows_nothing_but_progress(results, path):
     assert process.returncode == 0, process.stderr[-4000:]
     assert process.stdout.strip()
     lines = (re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line).strip() for line in re.split(r"[\r\n]", process.stderr))
-    assert [line for line in lines if line and not re.search(r"\d+%\|.*\| \d+/\d+ \[", line)] == []
+    progress = re.compile(r"\d+%\|.*\| \d+/\d+ \[|^loading TensorFlow …$")
+    assert [line for line in lines if line and not progress.search(line)] == []
     if path.stem in TRAINING:
         assert (folder / path.stem / "smoke" / "metrics.json").exists()
         assert f"{folder / path.stem / 'smoke'}: held-out: accuracy" in process.stdout
@@ -207,8 +219,8 @@ def test_a_recipe_runs_and_shows_nothing_but_progress(results, path):
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_recipe_given_again_reuses_what_is_finished(results, name, capsys):
     folder, _ = results(name)
-    recipe = importlib.import_module(name)
-    again = recipe.run(recipe.SIZES["smoke"], size="smoke", where=experiment.Where(workdir=folder))
+    recipe = named(name)
+    again = recipe.RECIPE.run(recipe.SIZES["smoke"], size="smoke", where=experiment.Where(workdir=folder))
     assert capsys.readouterr().out == f"{folder / name / 'smoke'}: finished before, reused\n"
     assert again.metrics == json.loads((folder / name / "smoke" / "metrics.json").read_text())
 
@@ -217,21 +229,83 @@ def test_the_main_job_given_again_trains_nothing_and_says_the_same(results, caps
     folder, first = results("paper")
     finished = {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.json")}
     assert len(finished) > 1
-    recipe = importlib.import_module("paper")
+    recipe = named("paper")
     recipe.run(recipe.SIZES["smoke"], size="smoke", where=experiment.Where(workdir=folder))
-    assert capsys.readouterr().out == first.stdout
+    begun, _, said = first.stdout.partition("\n")
+    assert begun.startswith(f"{len(finished)} networks, of which 0 were measured before; records go to {folder}")
+    assert capsys.readouterr().out == said
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.json")} == finished
+
+
+def test_the_main_job_judges_what_was_measured_without_its_networks(results, tmp_path, capsys):
+    folder, first = results("paper")
+    shutil.copytree(folder / "paper", tmp_path / "paper")
+    recipe = named("paper")
+    recipe.run(recipe.SIZES["smoke"], size="smoke", where=experiment.Where(workdir=tmp_path))
+    said = first.stdout.partition("\n")[2]
+    assert capsys.readouterr().out == said.replace(str(folder), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["paper"]
+    verdicts = [path.read_text() for path in (folder / "paper", tmp_path / "paper") for path in path.rglob("verd*")]
+    assert verdicts[0] == verdicts[1]
+
+
+# --- The console command
+
+
+def console(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["ls-keras", *arguments])
+    monkeypatch.setenv("COLUMNS", "200")
+    for module in [name for name in sys.modules if name.startswith("ls_keras_recipes.")]:
+        monkeypatch.delitem(sys.modules, module)  # as in a process of its own
+    with pytest.raises(SystemExit) as end:
+        ls_keras_recipes.main()
+    return end.value.code
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_console_command_lists_every_recipe(arguments, monkeypatch, capsys):
+    assert console(monkeypatch, *arguments) == 0
+    shown = capsys.readouterr().out
+    for path in RECIPES:
+        first = path.read_text("utf-8").splitlines()[0].removeprefix('"""')
+        assert re.search(rf"^  {path.stem} +{re.escape(first)}$", shown, re.MULTILINE)
+    assert "__init__" not in shown
+
+
+@pytest.mark.parametrize("wrong", ["mnist_mpl", "mnist_mlp.py", "mnist-mlp"])
+def test_the_console_command_refuses_an_unknown_recipe_with_a_guess(wrong, monkeypatch):
+    said = console(monkeypatch, wrong, "smoke")
+    assert re.fullmatch(f"error: unknown recipe '{wrong}'; known: .*\\. Perhaps you meant 'mnist_mlp'\\?", said)
+    assert all(path.stem in said for path in RECIPES)
+
+
+def test_the_console_command_gives_a_recipe_its_arguments(monkeypatch, capsys):
+    assert console(monkeypatch, "mnist_mlp", "smok").startswith("error: unknown size 'smok'")
+    assert console(monkeypatch, "paper", "smoke", "--help") == 0
+    assert "--calibrated-alpha" in capsys.readouterr().out
+
+
+def main_of(recipe):
+    """What the last lines of a recipe do."""
+    if hasattr(recipe, "RECIPE"):
+        recipe.RECIPE.main()
+    else:
+        experiment.main(recipe.__doc__, recipe.SIZES, recipe.run)
+
+
+def run_of(recipe):
+    return recipe.RECIPE.run if hasattr(recipe, "RECIPE") else recipe.run
 
 
 def run_main(name, monkeypatch, *arguments):
     """What the command would do, without its seven seconds of start-up."""
-    recipe = importlib.import_module(name)
+    recipe = named(name)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
     monkeypatch.setenv("COLUMNS", "200")
     for variable in ("TF_CONFIG", "TPU_NAME"):
         monkeypatch.delenv(variable, raising=False)
     with pytest.raises(SystemExit) as end:
-        experiment.main(recipe.__doc__, recipe.SIZES, recipe.run)
+        main_of(recipe)
     return recipe, end.value.code
 
 
@@ -273,7 +347,16 @@ def test_bad_arguments_are_named_and_leave_nothing(name, changed, message, tmp_p
     assert not (tmp_path / "new").exists()
 
 
+LOSS = [
+    ("smoke --loss ConfidencePenalty(beta=0.1) --alpha 0.2", r"--alpha cannot act with --loss ConfidencePenalty"),
+    ("smoke --loss Nothing()", "no loss Nothing in ls_keras.losses, which has .*ConfidencePenalty"),
+    ("smoke --loss ConfidencePenalty(gamma=0.1)", "ConfidencePenalty does not take these arguments"),
+    ("smoke --loss ConfidencePenalty(beta=-1)", "beta.*-1"),
+    ("smoke --loss keras:Model()", "must be a subclass of keras.losses.Loss"),
+    ("smoke --loss 0.1", "must be written as Name"),
+]
 CIFAR = [
+    *LOSS,
     ("smoke --learning-rate 0", "`learning_rate` must be above 0"),
     ("smoke --learning-rate nan", "`learning_rate` must be"),
     ("smoke --learning-rate inf", "`learning_rate` must be"),
@@ -283,9 +366,9 @@ CIFAR = [
     ("smoke --loss-multiplier 0", "`loss_multiplier` must be above 0"),
     ("smoke --loss-multiplier -3", "`loss_multiplier` must be above 0"),
     ("smoke --loss-multiplier nan", "`loss_multiplier` must be"),
-    ("smoke --weight-decay -0.1", "weight_decay must be at least 0"),
+    ("smoke --weight-decay -0.1", "`weight_decay` must be at least 0"),
     ("smoke --weight-decay nan", "weight_decay` must be"),
-    ("smoke --crop-padding -1", "crop_padding must be a whole number"),
+    ("smoke --crop-padding -1", "`crop_padding` must be a whole number"),
     ("smoke --crop-padding 8", "must be smaller than the images"),
     ("smoke --drops 2 1", "`drops` must be steps above 0 in ascending order"),
     ("smoke --drops 1 1", "`drops` must be steps above 0 in ascending order"),
@@ -297,7 +380,6 @@ CIFAR = [
 SERIES = [
     ("smoke --seeds 0", "seeds"),
     ("smoke --seeds -1", "seeds"),
-    ("smoke --networks smok", "networks must be one of"),
     ("smoke --strategy multi-worker", "without --strategy multi-worker"),
     ("smoke --strategy tpu", "needs a TPU"),
     ("smoke --workdir {file}", "is a file"),
@@ -305,8 +387,10 @@ SERIES = [
 ]
 REFUSED = {
     "mnist_mlp": [
-        ("smoke --checkpoints 0", "At least 1 of the `checkpoints` must stay"),
-        ("smoke --checkpoint-minutes nan", "a time from 0 on; received 2 and nan"),
+        *LOSS,
+        ("smoke --checkpoints 0", "`checkpoints` must be at least 1; received 0"),
+        ("smoke --checkpoint-minutes nan", "a time from 0 on; received nan"),
+        ("smoke --observe-every 0 --snapshots", "--snapshots cannot act where nothing is observed"),
         ("smoke --steps 0", "`steps` must be"),
         ("smoke --steps -60", "`steps` must be"),
         ("smoke --batch-size 0", "`batch_size` must be"),
@@ -319,30 +403,30 @@ REFUSED = {
         ("smoke --learning-rate -1", "`learning_rate` must be above 0"),
         ("smoke --learning-rate nan", "`learning_rate` must be"),
         ("smoke --learning-rate inf", "`learning_rate` must be"),
-        ("smoke --train-size 0", "train_size must be a whole number of at least 1"),
-        ("smoke --train-size -5", "train_size must be a whole number of at least 1"),
+        ("smoke --train-size 0", "`train_size` must be a whole number of at least 1"),
+        ("smoke --train-size -5", "`train_size` must be a whole number of at least 1"),
         ("smoke --train-size 5", "have no example"),
-        ("smoke --held-out-size -1", "held_out_size must be a whole number of at least 0"),
+        ("smoke --held-out-size -1", "`held_out_size` must be a whole number of at least 0"),
         ("smoke --held-out-size 5000", "5000 do not fit"),
         ("smoke --workdir {file}", "cannot be written"),
         ("smoke --workdir {file}/deeper", "cannot be written"),
         ("smoke --strategy multi-worker", "TF_CONFIG is not set"),
         ("smoke --strategy tpu", "needs a TPU"),
         ("smoke --dataset minst", "Perhaps you meant 'mnist'"),
-        ("smoke --units", "units must name at least one hidden layer"),
+        ("smoke --units", "`units` must name at least one hidden layer"),
         ("smoke --units 32 0", "each of positive width"),
         ("smoke --units -3", "each of positive width"),
-        ("smoke --initial-stddev 0", "initial_stddev must be positive"),
-        ("smoke --initial-stddev -0.1", "initial_stddev must be positive"),
+        ("smoke --initial-stddev 0", "`initial_stddev` must be positive"),
+        ("smoke --initial-stddev -0.1", "`initial_stddev` must be positive"),
         ("smoke --initial-stddev nan", "initial_stddev` must be"),
-        ("smoke --dropout 1", r"dropout must lie in \[0, 1\)"),
-        ("smoke --dropout -0.1", r"dropout must lie in \[0, 1\)"),
-        ("smoke --input-dropout 1", r"input_dropout must lie in \[0, 1\)"),
+        ("smoke --dropout 1", r"`dropout` must lie in \[0, 1\)"),
+        ("smoke --dropout -0.1", r"`dropout` must lie in \[0, 1\)"),
+        ("smoke --input-dropout 1", r"`input_dropout` must lie in \[0, 1\)"),
         ("smoke --input-dropout nan", "input_dropout"),
-        ("smoke --max-norm 0", "max_norm must be positive"),
-        ("smoke --max-norm -1", "max_norm must be positive"),
+        ("smoke --max-norm 0", "`max_norm` must be positive"),
+        ("smoke --max-norm -1", "`max_norm` must be positive"),
         ("smoke --max-norm inf", "max_norm` must be"),
-        ("smoke --shift -1", "shift must be a whole number"),
+        ("smoke --shift -1", "`shift` must be a whole number"),
         ("smoke --shift 8", "must be smaller than the images"),
         ("smoke --last-layer-rate 0", "`last_layer_rate` must be above 0"),
         ("smoke --last-layer-rate -0.1", "`last_layer_rate` must be above 0"),
@@ -355,6 +439,7 @@ REFUSED = {
         ("smoke --temperature 4", "--temperature cannot act without a --teacher"),
         ("smoke --match probabilities", "--match cannot act without a --teacher"),
         ("smoke --match probabilities --beta 1", "--beta, --match cannot act without"),
+        ("smoke --teacher {teacher} --loss ConfidencePenalty(beta=0.1)", "--loss cannot act with a --teacher"),
         ("smoke --teacher {teacher} --alpha 0.2", "--alpha cannot act with a --teacher"),
         ("student --teacher {teacher} --alpha 0.1", "--alpha cannot act with a --teacher"),
         ("smoke --teacher {teacher} --temperature 4", "give --match probabilities"),
@@ -374,6 +459,7 @@ REFUSED = {
     "cifar10_alexnet": [
         *CIFAR,
         ("smoke --temperature 4", "--temperature cannot act without a --teacher"),
+        ("smoke --teacher {teacher} --loss ConfidencePenalty()", "--loss cannot act with a --teacher"),
         ("smoke --teacher {teacher} --alpha 0.2", "--alpha cannot act with a --teacher"),
         ("smoke --teacher {teacher} --temperature -4", "`temperature` must be"),
         ("smoke --teacher {teacher} --temperature nan", "temperature` must be"),
@@ -382,10 +468,10 @@ REFUSED = {
     ],
     "cifar100_resnet56": [
         *CIFAR,
-        ("smoke --depth 9", "depth must be 6n"),
-        ("smoke --depth 2", "depth must be 6n"),
-        ("smoke --widths 16 32 64 0", "widths must be four positive"),
-        ("smoke --widths 16 32 64 -1", "widths must be four positive"),
+        ("smoke --depth 9", "`depth` must be 6n"),
+        ("smoke --depth 2", "`depth` must be 6n"),
+        ("smoke --widths 16 32 64 0", "`widths` must be four positive"),
+        ("smoke --widths 16 32 64 -1", "`widths` must be four positive"),
         ("smoke --momentum 1", r"`momentum` must be in \[0, 1\)"),
         ("smoke --momentum -0.9", r"`momentum` must be in \[0, 1\)"),
         ("smoke --clip-norm 0", "`clip_norm` must be above 0"),
@@ -395,6 +481,7 @@ REFUSED = {
     ],
     "cifar10_distillation": [
         *SERIES,
+        ("smoke --networks smok", "networks must be one of"),
         ("smoke --dataset digit", "Perhaps you meant 'digits'"),
         ("smoke --alphas", "alphas must be at least 0 and below 1; received none"),
         ("smoke --alphas 0", "alphas must hold 0 and at least one other"),
@@ -417,33 +504,37 @@ REFUSED = {
         ("smoke --teacher {nowhere}", "No SavedModel at"),
         ("smoke --teacher {broken}", "damaged"),
     ],
-    "distill": [
+    "paper": [
         *SERIES,
         ("smoke --seeds 1", "at least 2 seeds"),
-        ("smoke --alpha 0", "alpha must be above 0 and below 1"),
+        ("smoke --first-seed -1", "`first_seed` must be at least 0; received -1"),
+        ("smoke --networks smok", "unknown size 'smok'.*Perhaps you meant 'smoke'"),
+        ("smoke --recipe mnist", "no recipe 'mnist' .*name a file of recipes/ that has a RECIPE, or module:NAME"),
+        ("smoke --recipe analyse", "no recipe 'analyse' .*that has a RECIPE"),
+        ("smoke --recipe json:dumps", "'json:dumps' is no experiment.Recipe but function"),
+        ("smoke --student cifar10", "no recipe 'cifar10'"),
+        ("smoke --dataset digit", "Perhaps you meant 'digits'"),
         ("smoke --alpha 1", "alpha must be above 0 and below 1"),
         ("smoke --alpha nan", "alpha must be above 0 and below 1"),
         ("smoke --best-alpha 1.5", "best_alpha must be above 0 and below 1"),
         ("smoke --best-alpha 0", "best_alpha must be above 0 and below 1"),
-        ("smoke --distilled", "distilled must be above 0 and below 1; received none"),
+        ("smoke --best-alpha 0.3", r"best_alpha; 0\.3 is missing"),
         ("smoke --distilled 0.1 1.5 0.3", "distilled must be above 0 and below 1"),
         ("smoke --distilled 0 0.3", "distilled must be above 0 and below 1"),
         ("smoke --distilled 0.1 0.1", "distilled must hold each number once"),
         ("smoke --student-units", "student_units must be positive"),
         ("smoke --student-units 8 0", "student_units must be positive"),
-    ],
-    "paper": [
-        *SERIES,
-        ("smoke --seeds 1", "at least 2 seeds"),
+        ("smoke --nll-margin 0", "nll_margin must be above 0"),
+        ("smoke --join {nowhere}", "nowhere"),
         ("smoke --alphas", "alphas must be at least 0 and below 1; received none"),
         ("smoke --alphas 0 0.05 1.5 0.1", "alphas must be at least 0 and below 1; received 0.0, 0.05, 1.5, 0.1"),
         ("smoke --alphas 0 0.05 0.1 nan", "alphas must be at least 0 and below 1"),
         ("smoke --alphas 0 0.05 0.1 -0.3", "alphas must be at least 0 and below 1"),
         ("smoke --alphas 0 0.05 0.1 0.05", "alphas must hold each number once"),
-        ("smoke --alphas 0.05 0.1", r"alphas must hold 0, alpha and calibrated_alpha; 0\.0 is missing"),
-        ("smoke --alphas 0 0.1", r"calibrated_alpha; 0\.05 is missing"),
+        ("smoke --alphas 0.05 0.1", r"alphas must hold 0, alpha, calibrated_alpha and best_alpha; 0\.0 is missing"),
+        ("smoke --alphas 0 0.1", r"calibrated_alpha and best_alpha; 0\.05 is missing"),
         ("smoke --alpha 0", "alpha must be above 0"),
-        ("smoke --alpha 0.2", r"calibrated_alpha; 0\.2 is missing"),
+        ("smoke --alpha 0.2", r"calibrated_alpha and best_alpha; 0\.2 is missing"),
         ("smoke --calibrated-alpha 0", "calibrated_alpha must be above 0"),
         ("smoke --accuracy-margin -0.01", "accuracy_margin must be above 0"),
         ("smoke --accuracy-margin 0", "accuracy_margin must be above 0"),
@@ -475,8 +566,8 @@ REFUSED = {
         ("{run}/saved_model --dataset mnist", "dataset mnist and not digits"),
         ("{alone}", "give --dataset and --scaling"),
         ("{alone} --dataset digits --scaling unit", "give train_size and held_out_size"),
-        ("{alone} --dataset digits --scaling unit --train-size 0 --held-out-size 9", "at least 1, received 0"),
-        ("{alone} --dataset digits --scaling unit --train-size 90 --held-out-size -9", "at least 0, received -9"),
+        ("{alone} --dataset digits --scaling unit --train-size 0 --held-out-size 9", "at least 1; received 0"),
+        ("{alone} --dataset digits --scaling unit --train-size 90 --held-out-size -9", "at least 0; received -9"),
         (
             "{run} {alone} --dataset digits --scaling unit --train-size 200 --held-out-size 99",
             "held_out_size 99 and not",
@@ -490,9 +581,9 @@ CASES = [(name, *case) for name, cases in REFUSED.items() for case in cases]
 def places(tmp_path_factory):
     """What commands may name: a file, a folder that does not exist, SavedModels whole and damaged, a finished run."""
     folder = tmp_path_factory.mktemp("places")
-    mnist_mlp = importlib.import_module("mnist_mlp")
+    mnist_mlp = named("mnist_mlp")
     config = dataclasses.replace(mnist_mlp.SIZES["smoke"], steps=2, evaluate_every=1, observe_every=0)
-    run = mnist_mlp.run(config, size="smoke", where=experiment.Where(workdir=folder, quiet=True)).folder
+    run = mnist_mlp.RECIPE.run(config, size="smoke", where=experiment.Where(workdir=folder, quiet=True)).folder
     (folder / "file").write_text("text")
     for name in ("broken", "unfinished", "short", "alone/saved_model"):
         shutil.copytree(run / "saved_model", folder / name)
@@ -512,8 +603,8 @@ def cut_in_half(path):
 def test_a_command_that_cannot_be_meant_is_refused_before_work(
     name, words, message, places, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(experiment, "_fit", began)
-    monkeypatch.setattr(experiment, "ProcessPoolExecutor", began)
+    monkeypatch.setattr(training, "fit", began)
+    monkeypatch.setattr(many, "_side_by_side", began)
     monkeypatch.setattr(Probe, "collect", began)
     monkeypatch.chdir(tmp_path)
     before = {path for place in places.values() for path in place.parent.rglob("*")}
@@ -550,13 +641,14 @@ def began(*_, **__):
 @pytest.mark.parametrize("name", [path.stem for path in RECIPES if path.stem != "analyse"])
 def test_every_size_passes_the_checks_of_its_own_recipe(name, tmp_path, monkeypatch):
     """Work begins: for every size, and with options that are as the size has them."""
-    recipe = importlib.import_module(name)
-    monkeypatch.setattr(experiment, "run", began)
-    monkeypatch.setattr(experiment, "ProcessPoolExecutor", began)
-    monkeypatch.setattr(recipe, "load_data", began)
+    recipe = named(name)
+    monkeypatch.setattr(running, "_settings", began)
+    monkeypatch.setattr(many, "_one_by_one", began)
+    monkeypatch.setattr(many, "_side_by_side", began)
+    monkeypatch.setattr(driver, "_bring_data", began)
     for size, config in recipe.SIZES.items():
         with pytest.raises(AssertionError, match="work began"):
-            recipe.run(config, size=size, where=experiment.Where(workdir=tmp_path / "new"))
+            run_of(recipe)(config, size=size, where=experiment.Where(workdir=tmp_path / "new"))
 
 
 @pytest.mark.parametrize(
@@ -566,20 +658,27 @@ def test_every_size_passes_the_checks_of_its_own_recipe(name, tmp_path, monkeypa
         ("mnist_mlp", "smoke", {"teacher": Path("some")}),  # α is the size's own: nobody gave it
         ("mnist_mlp", "student", {"teacher": Path("some"), "match": "probabilities", "temperature": 4.0, "beta": 1.0}),
         ("cifar10_alexnet", "smoke", {"teacher": Path("some"), "temperature": 4.0}),
-        ("cifar10_alexnet", "paper", {"steps": 10}),  # the size's own drops
+        ("cifar10_alexnet", "paper", {"steps": 10, "evaluate_every": 10}),  # the size's own drops
         ("cifar10_alexnet", "paper", {"drops": ()}),
         ("cifar100_resnet56", "smoke", {"drops": (3,), "momentum": 0.0}),
-        ("distill", "smoke", {"distilled": (0.3, 0.1)}),
+        ("mnist_mlp", "smoke", {"loss": "ConfidencePenalty(beta=0.3)"}),
+        ("cifar10_alexnet", "smoke", {"loss": "keras.losses:SparseCategoricalCrossentropy(from_logits=True)"}),
+        ("paper", "smoke", {"distilled": (0.3, 0.1), "best_alpha": 0.3}),
+        ("paper", "smoke", {"distilled": ()}),
+        ("paper", "smoke", {"recipe": "cifar100_resnet56", "student": "cifar10_alexnet", "student_units": None}),
+        ("paper", "smoke", {"recipe": "tiny_recipe:RECIPE", "networks": "plain", "distilled": ()}),
         ("paper", "smoke", {"alphas": (0.1, 0.0, 0.05), "accuracy_margin": 0.5}),
     ],
 )
 def test_what_can_act_is_taken(name, size, fields, tmp_path, monkeypatch):
-    recipe = importlib.import_module(name)
-    monkeypatch.setattr(experiment, "run", began)
-    monkeypatch.setattr(experiment, "ProcessPoolExecutor", began)
+    recipe = named(name)
+    monkeypatch.setattr(running, "_settings", began)
+    monkeypatch.setattr(many, "_one_by_one", began)
+    monkeypatch.setattr(many, "_side_by_side", began)
+    monkeypatch.setattr(driver, "_bring_data", began)
     config = dataclasses.replace(recipe.SIZES[size], **fields)
     with pytest.raises(AssertionError, match="work began"):
-        recipe.run(config, size=size, where=experiment.Where(workdir=tmp_path))
+        run_of(recipe)(config, size=size, where=experiment.Where(workdir=tmp_path))
 
 
 def refuse(url):

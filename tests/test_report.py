@@ -1,28 +1,15 @@
-"""Verdicts against closed forms and SciPy; the page against an HTML parser."""
+"""The page against an HTML parser, numbers as printed against numbers as given."""
 
 import base64
-import json
-import math
 import re
-from functools import partial
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
 from ls_keras import report
 from ls_keras.analysis.intervals import crossed, over_seeds
-from ls_keras.report import (
-    Illustration,
-    Table,
-    Verdict,
-    identity_verdict,
-    noninferiority_verdict,
-    not_run,
-    paired_verdict,
-    survivors,
-    verdicts_text,
-    write_report,
-)
+from ls_keras.report import Illustration, Table, verdicts_text, write_report
+from ls_keras.verdicts import OUTCOMES, Verdict, identity, judge, not_run, survivors
 
 import numpy as np
 import pytest
@@ -30,184 +17,88 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy import stats
 
-TEXTS = ("C5", "Accuracy improves.", "Held-out accuracy, percentage points; smoothed − hard.")
 numbers = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12).filter(lambda x: np.std(x) > 1e-6)
 
 
-@given(numbers)
-def test_outcome_is_that_of_the_paired_t_test_and_turns_with_the_sign(differences):
-    verdict = paired_verdict(*TEXTS, over_seeds(differences))
-    turned = paired_verdict(*TEXTS, over_seeds([-x for x in differences]))
-    above, below = (stats.ttest_1samp(differences, 0.0, alternative=side).pvalue for side in ("greater", "less"))
-    if min(abs(above - 0.025), abs(below - 0.025)) > 1e-6:
-        assert verdict.outcome == ("holds" if above < 0.025 else "does not hold" if below < 0.025 else "undecided")
-    opposite = {"holds": "does not hold", "does not hold": "holds", "undecided": "undecided"}
-    assert turned.outcome == opposite[verdict.outcome]
-    assert verdict.p_value == pytest.approx(min(above, below), abs=1e-9)
-    assert turned.p_value == pytest.approx(verdict.p_value, abs=1e-9)
-    assert (verdict.num_seeds, verdict.num_examples) == (len(differences), 0)
-
-
-@given(numbers, st.floats(0.01, 10))
-def test_noninferiority_is_the_paired_test_moved_by_its_margin(differences, margin):
-    verdict = noninferiority_verdict(*TEXTS, over_seeds(differences), margin)
-    # t tests against −margin, at 2.5 % on each side, decide the same way as the interval.
-    worse = stats.ttest_1samp(differences, -margin, alternative="less").pvalue
-    better = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
-    if min(abs(worse - 0.025), abs(better - 0.025)) > 1e-6:
-        expected = "holds" if better < 0.025 else "does not hold" if worse < 0.025 else "undecided"
-        assert verdict.outcome == expected
-    assert verdict.p_value == pytest.approx(min(worse, better), abs=1e-9)
-
-
-def test_known_interval():
-    # Mean 0.02, standard deviation 0.01, t(0.975, 2) = 4.302653 (Student's tables).
-    verdict = paired_verdict(*TEXTS, over_seeds([0.01, 0.02, 0.03]))
-    half = 4.302653 * 0.01 / math.sqrt(3)
-    assert (verdict.low, verdict.high) == pytest.approx((0.02 - half, 0.02 + half), abs=1e-7)
-
-
-def test_a_verdict_over_seeds_and_examples_names_both():
-    # Five seeds, 600 examples, of which the same 30 are right for one method alone: 30/600 without seeds' variance.
-    differences = np.zeros((5, 600))
-    differences[:, :30] = 1.0
-    verdict = paired_verdict(*TEXTS, crossed(differences, step=1 / 600))
-    assert (verdict.num_seeds, verdict.num_examples) == (5, 600)
-    assert verdict.outcome == "holds" and verdict.estimate == pytest.approx(0.05)
-    # All of the width is the examples': a proportion of 0.05 in 600.
-    half = 1.959964 * math.sqrt(0.05 * 0.95 / 599)
-    assert verdict.high - verdict.low == pytest.approx(2 * half, rel=1e-6)
-    assert "5×600" in verdicts_text([verdict])
-
-
-def test_noninferiority_states_its_margin_and_allows_no_difference():
-    verdict = noninferiority_verdict(*TEXTS, crossed(np.zeros((5, 600)), step=1 / 600), 0.01, note="five seeds")
-    assert verdict.outcome == "holds"
-    assert "0.01" in verdict.note and "five seeds" in verdict.note
-
-
-@pytest.mark.parametrize("judge", [paired_verdict, partial(noninferiority_verdict, margin=0.1)])
-def test_an_interval_of_another_level_is_refused(judge):
-    with pytest.raises(ValueError, match=r"'C5' must be one of 95%, got 90"):
-        judge(*TEXTS, over_seeds([0.1, 0.2], level=0.9))
-
-
-def holm_by_hand(p_values, level):
-    """Holm (1979), as a table is read: reject the smallest while it passes its share of the level."""
-    left, rejected = sorted(p_values), []
-    while left and left[0] <= level / len(left):
-        rejected.append(left.pop(0))
-    return rejected
-
-
-@given(st.lists(st.one_of(st.floats(0, 0.03), st.floats(0, 0.5)), min_size=1, max_size=12, unique=True))
-def test_survivors_are_those_of_holms_procedure_among_the_tests(p_values):
-    tests = [Verdict(f"C{at}", "a", "b", 0.0, 0.0, 0.0, 3, "undecided", p_value=p) for at, p in enumerate(p_values)]
-    others = [not_run("X1", "a", "b", "c"), identity_verdict("X2", "a", "b", [0.0], 1e-9)]
-    marks = survivors([others[0], *tests, others[1]])
-    assert not marks[0] and not marks[-1]  # and they do not count
-    kept = [verdict.p_value for verdict, mark in zip(tests, marks[1:-1], strict=True) if mark]
-    assert sorted(kept) == holm_by_hand(p_values, 0.025)
-
-
-def test_a_page_of_chance_carries_a_mark_in_at_most_five_of_a_hundred():
-    generator, pages = np.random.default_rng(0), 400
-    null = stats.t.sf(np.abs(generator.standard_t(4, (pages, 20))), 4)
-    verdicts = [[Verdict("C1", "a", "b", 0.0, 0.0, 0.0, 5, "undecided", p_value=p) for p in page] for page in null]
-    marked = sum(any(survivors(page)) for page in verdicts)
-    assert 4 <= marked <= 36  # 20 expected; 36 is 3.7 standard deviations above
-
-
-@pytest.mark.parametrize(("errors", "outcome"), [([1e-9, -2e-9], "holds"), ([0.0, -2e-3], "does not hold")])
-def test_identity_compares_the_largest_error_with_the_tolerance(errors, outcome):
-    verdict = identity_verdict(*TEXTS, errors, 1e-6)
-    assert (verdict.outcome, verdict.estimate, verdict.num_seeds) == (outcome, abs(errors[1]), 0)
-    assert "1e-06" in verdict.note
-
-
-@pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf])
-def test_margin_and_tolerance_must_be_positive(bound):
-    with pytest.raises(ValueError, match="margin of 'C5'"):
-        noninferiority_verdict(*TEXTS, over_seeds([0.1, 0.2]), bound)
-    with pytest.raises(ValueError, match="tolerance of 'C5'"):
-        identity_verdict(*TEXTS, [0.1], bound)
-
-
-@pytest.mark.parametrize("errors", [[], [[0.1]], [0.1, math.nan], [-math.inf]])
-def test_identity_needs_finite_errors(errors):
-    with pytest.raises(ValueError, match=r"at least one number|finite numbers"):
-        identity_verdict(*TEXTS, errors, 1e-6)
-
-
-def test_verdicts_that_contradict_themselves_are_refused():
-    with pytest.raises(ValueError, match=r"outcome of 'C5'.*'perhaps'"):
-        Verdict(*TEXTS, 0.1, 0.0, 0.2, 5, "perhaps")
-    with pytest.raises(ValueError, match="must hold its estimate"):
-        Verdict(*TEXTS, 0.3, 0.0, 0.2, 5, "undecided")
-    with pytest.raises(ValueError, match="id, claim and measure"):
-        Verdict("C5", " ", "x", 0.1, 0.0, 0.2, 5, "undecided")
-
-
-def test_dict_goes_through_strict_json():
-    verdicts = [
-        paired_verdict(*TEXTS, over_seeds([0.1, 0.3])),
-        not_run("C8", "The teacher improves.", "Accuracy.", "no teacher"),
-    ]
-    ran, skipped = json.loads(json.dumps([v.to_dict() for v in verdicts], allow_nan=False))
-    assert Verdict(**ran) == verdicts[0]
-    assert skipped["estimate"] is skipped["low"] is skipped["high"] is skipped["p_value"] is None
-    assert skipped["outcome"] == "not run" and skipped["note"] == "no teacher"
-
-
 def some_verdicts() -> list[Verdict]:
+    """One of each outcome. t of C1 is 0.21 / (0.01 / √3) = 36.4, so p = .0004; of C3 −43; of C2 1.9."""
     fickle = np.zeros((5, 600))
     fickle[:, :30] = 1.0
     return [
-        paired_verdict(
+        judge(
             "C1",
             "Smoothing tightens the clusters.",
             "Spread ÷ distance; hard − smoothed.",
             over_seeds([0.2, 0.21, 0.22]),
         ),
-        paired_verdict(
-            "C2", "Clusters form a regular triangle.", "Spread of edges, no unit.", over_seeds([0.0004, 0.03, 0.02])
+        judge("C2", "Clusters form a regular triangle.", "Spread of edges.", over_seeds([0.0004, 0.03, 0.02])),
+        judge(
+            "C3", "Projections shrink.", "Activations; hard − smoothed.", over_seeds([-2.6, -2.4, -2.5]), paper="larger"
         ),
-        paired_verdict(
-            "C3", "Projections shrink.", "Activations; hard − smoothed.", over_seeds([-3.0, -2.0, -2.5]), paper="larger"
+        judge(
+            "C5",
+            "Accuracy is kept.",
+            "Accuracy, a fraction; smoothed − hard.",
+            crossed(fickle),
+            margin=0.5,
+            paper="86.8 ± 0.2 → 86.7 ± 0.3",
         ),
-        noninferiority_verdict(*TEXTS, crossed(fickle), 0.5, paper="86.8 ± 0.2 → 86.7 ± 0.3"),
         not_run("C8", "The teacher improves with α <script>alert('x')</script> & more.", "Accuracy.", "needs CIFAR-10"),
-        identity_verdict("C13", "Smoothing is the reversed penalty.", "Largest error, nats.", [3e-16], 1e-10),
+        judge(
+            "C9",
+            "Students of hard teachers win.",
+            "Accuracy of students.",
+            {"γ = 0.15": over_seeds([0.2, 0.21, 0.22]), "γ = 0.3": over_seeds([-2.6, -2.4, -2.5])}
+            | {"γ = 0.6": over_seeds([-0.01, 0.0, 0.01])},
+        ),
+        identity("C13", "Smoothing is the reversed penalty.", "Largest error, nats.", [3e-16], 1e-10),
     ]
 
 
-def test_terminal_table_is_aligned_and_complete():
-    verdicts = [*some_verdicts(), paired_verdict("C6b", "Word " * 40, "Measure " * 40, over_seeds([12345.6, 12340.1]))]
+def test_terminal_table_has_a_line_for_each_claim_and_setting():
+    verdicts = [*some_verdicts(), judge("C6b", "Word " * 40, "Measure " * 40, over_seeds([12345.6, 12340.1]))]
     lines = verdicts_text(verdicts).split("\n")
     assert max(map(len, lines)) <= 100
-    outcome_column = lines[0].index("outcome")
     claim_column = lines[0].index("the paper's claim")
     for verdict in verdicts:
-        row = next(line for line in lines if line.startswith(f"{verdict.id} "))
-        assert row[outcome_column:].startswith(verdict.outcome)
-        assert row[claim_column - 1] == " " and row[claim_column] != " "
+        at = next(number for number, line in enumerate(lines) if line.startswith(f"{verdict.id} "))
+        assert lines[at][lines[0].index("outcome") :].startswith(verdict.outcome)
+        assert lines[at][claim_column - 1] == " " and lines[at][claim_column] != " "
+        if len(verdict.settings) > 1:
+            for setting, line in zip(verdict.settings, lines[at + 1 :], strict=False):
+                assert setting.outcome in line and line.endswith(setting.at)
     words = re.sub(r"\s+", " ", " ".join(line[claim_column:] for line in lines))
-    for verdict in verdicts:
-        for text in (verdict.claim, verdict.measure, verdict.note, verdict.paper):
-            assert re.sub(r"\s+", " ", text).strip() in words
+    assert all(re.sub(r"\s+", " ", verdict.claim).strip() in words for verdict in verdicts)
+    assert "(needs CIFAR-10)" in words and "Measure" not in words
+    # Seven claims in one line each, C8 and C9 of two claims' words in two, C9 with its three settings, and the head.
+    assert len(verdicts_text(some_verdicts()).split("\n\n")[0].split("\n")) <= 2 + 7 + 3 + 3
 
 
-@given(numbers)
-def test_printed_interval_shows_the_side_of_zero(differences):
-    verdict = paired_verdict(*TEXTS, over_seeds(differences))
-    row = verdicts_text([verdict]).split("\n")[2]
-    low, high = re.search(r"([+−][\d.]+) to ([+−][\d.]+)", row).groups()
-    for shown, exact in ((low, verdict.low), (high, verdict.high)):
-        if abs(exact) > 1e-9:
+@given(numbers, numbers)
+def test_printed_intervals_show_the_side_of_zero_with_equally_many_decimals(first, second):
+    if len(first) != len(second):
+        second = [*first[1:], 7.0]
+    verdict = judge("C5", "Accuracy improves.", "Accuracy.", {"a": over_seeds(first), "b": over_seeds([*second])})
+    rows = verdicts_text([verdict]).split("\n")[3:5]
+    decimals = set()
+    for row, setting in zip(rows, verdict.settings, strict=True):
+        estimate, *ends = re.search(r"([+−][\d.]+) +\[([+−][\d.]+), ([+−][\d.]+)\]", row).groups()
+        decimals |= {len(number.partition(".")[2]) for number in (estimate, *ends)}
+        for shown, exact in zip(ends, (setting.low, setting.high), strict=True):
             value = float(shown.replace("−", "-"))
-            assert np.sign(value) == np.sign(exact)
+            if abs(exact) > 1e-9:
+                assert np.sign(value) == np.sign(exact)
+    assert len(decimals) == 1
+
+
+def test_a_terminal_page_says_what_its_intervals_are_over():
+    verdicts = some_verdicts()
+    text = " ".join(verdicts_text(verdicts).split())
+    assert "Intervals over 3 seeds: C1, C2, C3, C9; over 5 seeds × 600 examples: C5." in text
+    same = " ".join(verdicts_text(verdicts[:3]).split())
+    assert same.endswith("All intervals are over 3 seeds.")
+    assert "ntervals" not in verdicts_text(verdicts[-1:])
 
 
 VOID = {"meta", "link", "img", "br", "path"}
@@ -251,19 +142,21 @@ def drawing(width: float) -> Figure:
 
 REPORT = {
     "title": "When does label smoothing help?",
-    "lead": "We tested six claims & found <four> that hold.",
+    "lead": "We tested seven claims & found <three> that hold.",
+    "findings": ["ECE rose by 0.067 <sic>: fit a temperature.", "Clusters shrank by 0.046."],
     "tables": [
         Table("Accuracy in %.", ["network", "α", "accuracy"], [["hard", 0, 97.312], ["<smoothed>", 0.1, -2e-7]])
     ],
-    "made_how": {"Data": "digits", "Command": "python recipes/paper.py --alphas 0 0.1 && echo '<done>'"},
+    "made_how": {"Data": "digits", "Command": "python recipes/paper.py --alphas 0 -f 0.1-0.2 && echo '<done>'"},
 }
 
 
 @pytest.fixture
 def page(tmp_path):
     figures = [
-        Illustration(drawing(7), 'Clusters "tighten".', 'Four scatter plots, "train" first.'),
-        Illustration(drawing(3.3), "Calibration.", "Three curves."),
+        Illustration(drawing(7), 'Clusters "tighten".', 'Four scatter plots, "train" first.', "Figure 1"),
+        Illustration(drawing(3.3), "Calibration.", "Three curves.", "Figure 2"),
+        Illustration(drawing(3.3), "Learning rates.", "One curve."),
     ]
     path = write_report(tmp_path / "report.html", verdicts=some_verdicts(), figures=figures, **REPORT)
     assert [child.name for child in tmp_path.iterdir()] == ["report.html"]
@@ -293,7 +186,8 @@ def test_page_is_accessible(page):
     assert any(attrs.get("name") == "viewport" for attrs in parsed.all("meta"))
     assert all(attrs.get("scope") in {"row", "col"} for attrs in parsed.all("th"))
     assert len(parsed.all("caption")) == len(parsed.all("table")) == 2
-    assert [attrs["alt"] for attrs in parsed.all("img")] == ['Four scatter plots, "train" first.', "Three curves."]
+    alternatives = ['Four scatter plots, "train" first.', "Three curves.", "One curve."]
+    assert [attrs["alt"] for attrs in parsed.all("img")] == alternatives
     assert all("figure" in parents for tag, _, parents in parsed.elements if tag in {"img", "figcaption"})
     ids = [attrs["id"] for _, attrs, _ in parsed.elements if "id" in attrs]
     assert len(set(ids)) == len(ids)
@@ -307,34 +201,70 @@ def test_page_shows_everything_and_escapes_it(page):
     for verdict in some_verdicts():
         for text in (verdict.id, verdict.claim, verdict.measure, verdict.note, verdict.paper, verdict.outcome):
             assert text in words
-    for text in (REPORT["lead"], *REPORT["made_how"].values(), "<smoothed>", "97.31", "−2e−07", 'Clusters "tighten".'):
+    table = ("<smoothed>", "97.31", "−2e−07")
+    for text in (REPORT["lead"], *REPORT["findings"], *REPORT["made_how"].values(), *table, 'Clusters "tighten".'):
         assert text in words
-    assert "Outcome of 6 tests: holds 3, does not hold 1, undecided 1, not run 1." in words
+    counts = "Of 7 claims: ✓ 3 hold, ✗ 1 does not hold, ± 1 changes sign, ? 1 undecided, – 1 not run."
+    assert counts in words
+    assert "Of 7 claims: 3 hold, 1 does not hold," in verdicts_text(some_verdicts())
+
+
+def test_options_of_a_command_stay_in_one_piece(page):
+    assert re.findall(r'<span class="whole">(.*?)</span>', page[page.index('id="made"') :]) == ["--alphas", "-f"]
 
 
 def test_page_and_terminal_say_what_chance_would_give_and_mark_what_survives(page):
-    # t of C1 is 0.21 / (0.01 / √3) = 36.4, so p = .0004; of C3 −8.7, p = .0065; of C2 1.9. C5 is 60 errors away.
     verdicts = some_verdicts()
-    assert survivors(verdicts) == [True, False, True, True, False, False]
-    chance = "4 tests at 2.5 % a side: if nothing were true, about 0.1 would hold by chance"
-    words = Page(page).words()
-    assert chance in words and "★ marks the 3 that survive Holm" in words and "None survives" not in words
-    assert words.count("★ survives Holm") == 3
+    expected = [(True,), (False,), (True,), (True,), (), (True, True, False), (False,)]
+    assert survivors(verdicts) == expected
+    chance = "7 tests at 2.5 % a side: if nothing were true, about 0.18 would hold by chance"
+    parsed = Page(page)
+    assert chance in parsed.words() and "★ marks the 5 that survive Holm" in parsed.words()
+    stars = [attrs for attrs in parsed.all("span") if attrs.get("class") == "star"]
+    assert len(stars) == 5 and all("survives Holm" in attrs["aria-label"] for attrs in stars)
     lines = verdicts_text(verdicts).split("\n")
-    assert chance in " ".join(lines) and "* marks the 3 that survive" in " ".join(lines)
+    assert chance in " ".join(lines) and "* marks the 5 that survive" in " ".join(lines)
     marked = [line.split()[0] for line in lines if re.match(r"C\d+ +(holds|does not hold) \*", line)]
     assert marked == ["C1", "C3", "C5"]
+    assert [line.split()[-1] for line in lines if re.match(r" +(holds|does not hold) \*", line)] == ["0.15", "0.3"]
 
 
-def test_page_says_which_interval_is_which(page):
+def test_each_setting_has_a_line_with_its_own_outcome(page):
+    row = page[page.index("C9</span>") : page.index("C13</span>")]
+    lines = re.findall(r"<li.*?</li>", row, re.DOTALL)
+    shown = [re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", line)).strip() for line in lines]
+    assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in shown] == [
+        "γ = 0.15 ✓ holds +0.210 [+0.185, +0.235] ★",
+        "γ = 0.3 ✗ does not hold −2.500 [−2.748, −2.252] ★",
+        "γ = 0.6 ? undecided +0.000 [−0.025, +0.025]",
+    ]
+    assert '<span class="outcome changes-sign"><span aria-hidden="true">±</span> changes sign</span>' in row
+
+
+def test_how_it_was_measured_is_folded_away_and_printed(page):
+    parsed = Page(page)
+    assert len(parsed.all("details")) == len(parsed.all("summary")) == len(some_verdicts())
+    assert not any("open" in attrs for attrs in parsed.all("details"))
+    folded = "".join(re.findall(r"<details.*?</details>", page, re.DOTALL))
+    for verdict in some_verdicts():
+        assert verdict.measure in folded and verdict.claim not in folded
+    # Why a claim was not run is no matter of measurement.
+    assert "a loss of up to 0.5" in folded and "needs CIFAR-10" in page and "needs CIFAR-10" not in folded
+    printed = page[page.index("@media print") : page.index("</style>")]
+    assert "details::details-content { content-visibility: visible;" in printed
+
+
+def test_seeds_and_examples_are_said_once_where_they_are_the_same_for_all(page, tmp_path):
     words = Page(page).words().replace("\N{NO-BREAK SPACE}", " ")
-    assert "(5 seeds × 600 examples)" in words and words.count("(3 seeds)") == 3
-    assert "covers fresh seeds and fresh examples" in words and "Student’s t over seeds" in words
-    assert "too few" not in words
+    assert "measured: 5 seeds × 600 examples" in words and words.count("measured: 3 seeds") == 4
+    assert "All intervals are over" not in words
+    path = write_report(tmp_path / "same.html", verdicts=some_verdicts()[:3], **REPORT)
+    words = Page(path.read_text("utf-8")).words().replace("\N{NO-BREAK SPACE}", " ")
+    assert words.count("3 seeds") == 1 and "All intervals are over 3 seeds." in words
 
 
 def test_two_seeds_are_said_to_be_too_few(tmp_path):
-    two = [*some_verdicts(), paired_verdict("C9", "Students win.", "Accuracy.", over_seeds([0.1, 0.3]))]
+    two = [*some_verdicts(), judge("C10", "Students win.", "Accuracy.", over_seeds([0.1, 0.3]))]
     path = write_report(tmp_path / "report.html", verdicts=two, **REPORT)
     for shown in (Page(path.read_text("utf-8")).words(), " ".join(verdicts_text(two).split())):
         assert "2 seeds are too few: their intervals are valid, but 3 to 8 times as wide" in shown
@@ -342,18 +272,94 @@ def test_two_seeds_are_said_to_be_too_few(tmp_path):
 
 
 def test_a_page_without_tests_says_nothing_of_chance(tmp_path):
-    path = write_report(tmp_path / "report.html", verdicts=some_verdicts()[-2:], **REPORT)
+    path = write_report(tmp_path / "report.html", verdicts=some_verdicts()[-1:], **REPORT)
     assert "chance" not in Page(path.read_text("utf-8")).words()
 
 
-def test_verdicts_come_first_then_figures_tables_and_the_making(page):
-    order = [page.index(f'<h2 id="{name}"') for name in ("verdicts", "figures", "tables", "made")]
+def test_findings_and_the_first_figure_come_before_the_verdicts(page):
+    heads = [f'<h2 id="{name}"' for name in ("verdicts", "figures", "tables", "made")]
+    wanted = ["<h1>", "<li>ECE rose", '<figure id="figure-1"', *heads[:2], '<figure id="figure-2"', *heads[2:]]
+    order = [page.index(part) for part in wanted]
     assert order == sorted(order)
+    assert page.count("<figure ") == 3
+
+
+def test_captions_name_the_papers_figure_once_and_own_data_always(page):
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert [re.sub(r"<[^>]+>", "", caption) for caption in captions] == [
+        "Figure 1 (the paper&#39;s Figure 1, own data). Clusters &#34;tighten&#34;.",
+        "Figure 2 (the paper&#39;s Figure 2, own data). Calibration.",
+        "Figure 3 (own data). Learning rates.",
+    ]
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """Return a function that gives a table's cells as the page shows them, and whether they are set as numbers."""
+
+    def show(header, rows, **options):
+        path = write_report(tmp_path / "t.html", **(REPORT | {"tables": [Table("t", header, rows, **options)]}))
+        cells = re.findall(r"<t[hd](?: [^>]*?)?(?: class=\"(number)\")?>([^<]*)</t[hd]>", path.read_text("utf-8"))
+        texts = [text for _, text in cells]
+        width = len(header)
+        grid = [texts[at : at + width] for at in range(width, len(texts), width)]
+        return grid, [bool(number) for number, _ in cells[:width]]
+
+    return show
+
+
+def test_a_column_is_one_quantity_with_equally_many_decimals(shown):
+    header = ["network", "α", "accuracy", "steps", "wide range", "interval", "remark"]
+    rows = [
+        ["hard", 0.0, 0.9713, 800, 97.312, "0.0112 to 0.0301", "ours"],
+        ["smoothed", 0.05, 0.97, 2400, -2e-7, "0.06 to 0.10", "3 tests"],
+        ["no data", 0.1, float("nan"), 16000, float("inf"), "–", ""],
+    ]
+    grid, numeric = shown(header, rows)
+    assert [row[1] for row in grid] == ["0.00", "0.05", "0.10"]
+    assert [row[2] for row in grid] == ["0.9713", "0.9700", "–"]
+    assert [row[3] for row in grid] == ["800", "2400", "16000"]
+    assert [row[4] for row in grid] == ["97.31", "−2e−07", "∞"]
+    assert [row[5:] for row in grid] == [row[5:] for row in rows]
+    assert numeric == [False, True, True, True, False, True, False]
+
+
+def test_a_row_is_one_quantity_where_the_table_says_so(shown):
+    rows = [["accuracy", 0.9713, 0.98], ["steps", 2400, 800], ["distance", 123.4, 7.0], ["ECE", "0.021 ± 0.004", 0.1]]
+    grid, numeric = shown(["quantity", "hard", "smoothed"], rows, by_row=True)
+    stripped = [[cell.strip() for cell in row] for row in grid]
+    assert stripped == [
+        ["accuracy", "0.9713", "0.9800"],
+        ["steps", "2400", "800"],
+        ["distance", "123.4", "7.0"],
+        ["ECE", "0.021 ± 0.004", "0.100"],
+    ]
+    assert numeric == [False, True, True]
+    # Set right in figures of one width, the points of the last column are all the same number of places from its end.
+    assert {len(row[2]) - (row[2].rstrip() + ".").index(".") for row in grid} == {5}
+
+
+@given(st.lists(st.floats(1e-4, 1e5), min_size=1, max_size=6))
+def test_floats_keep_four_digits_of_the_largest_and_two_of_the_smallest(values):
+    cells = report._cells(Table("t", ["x", "y"], [["a", value] for value in values]))
+    texts = [row[1].strip() for row in cells["rows"]]
+    for text, value in zip(texts, values, strict=True):
+        error = abs(float(text) - value)
+        assert error <= 0.0501 * value
+        assert error <= 0.5001e-3 * max(values)
+    assert len({len(text.partition(".")[2]) for text in texts}) == 1
+
+
+def test_only_a_table_that_is_wider_than_a_telephone_is_said_to_scroll(page, tmp_path):
+    hint = "Scroll the table sideways"
+    assert hint not in page
+    wide = Table("t", ["quantity", *"abcd"], [["accuracy", *["0.9713 ± 0.0051"] * 4]])
+    assert hint in write_report(tmp_path / "wide.html", **(REPORT | {"tables": [wide]})).read_text("utf-8")
 
 
 def test_figures_are_inside_at_full_resolution(page):
     images = Page(page).all("img")
-    for attrs, inches in zip(images, (7, 3.3), strict=True):
+    for attrs, inches in zip(images, (7, 3.3, 3.3), strict=True):
         with Image.open(BytesIO(base64.b64decode(attrs["src"].removeprefix("data:image/png;base64,")))) as image:
             assert image.size == (round(200 * inches), 400)
             assert int(attrs["width"]) / int(attrs["height"]) == pytest.approx(inches / 2, rel=0.01)
@@ -374,8 +380,10 @@ def contrast(first: str, second: str) -> float:
 
 
 def test_text_contrast_is_at_least_that_of_wcag_aa(page):
-    pairs = re.findall(r"\.(?:holds|does-not-hold|undecided|not-run) \{ color: (\S+); background: (\S+); \}", page)
-    assert len(pairs) == 4
+    pairs = re.findall(
+        r"\.(?:holds|does-not-hold|changes-sign|undecided|not-run) \{ color: (\S+); background: (\S+); \}", page
+    )
+    assert len(pairs) == 5
     for color in re.findall(r"[{;] color: (#\w+)", page):
         assert contrast(color, "#fff") >= 4.5
     assert all(contrast(*pair) >= 4.5 for pair in pairs)
@@ -384,17 +392,17 @@ def test_text_contrast_is_at_least_that_of_wcag_aa(page):
 def test_outcomes_differ_by_word_symbol_and_class(page):
     shown = re.findall(r'<span class="outcome ([\w-]+)"><span aria-hidden="true">(.)</span> ([\w ]+)</span>', page)
     assert [word for *_, word in shown] == [verdict.outcome for verdict in some_verdicts()]
-    assert len({(name, symbol, word) for name, symbol, word in shown}) == 4
-    assert len({symbol for _, symbol, _ in shown}) == 4
+    assert {word for *_, word in shown} == set(OUTCOMES)
+    assert len(set(shown)) == len({symbol for _, symbol, _ in shown}) == 5
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL).group(1)
     assert all(f".{name} {{" in style for name, *_ in shown)
 
 
 def test_a_report_without_verdicts_or_figures_has_no_empty_sections(tmp_path):
-    path = write_report(tmp_path / "report.html", **(REPORT | {"tables": []}))
+    path = write_report(tmp_path / "report.html", **(REPORT | {"tables": [], "findings": []}))
     parsed = Page(path.read_text("utf-8"))
     assert [attrs["href"] for attrs in parsed.all("a")] == ["#made"]
-    assert not parsed.all("table") and not parsed.all("img")
+    assert not parsed.all("table") and not parsed.all("img") and len(parsed.all("ul")) == 1  # of the links
 
 
 @pytest.mark.parametrize(
@@ -402,6 +410,8 @@ def test_a_report_without_verdicts_or_figures_has_no_empty_sections(tmp_path):
     [
         ({"title": " "}, "title"),
         ({"lead": ""}, "lead"),
+        ({"findings": ["ECE rose.", " "]}, "findings"),
+        ({"findings": "ECE rose."}, "findings"),
         ({"verdicts": [some_verdicts()[0]] * 2}, "id of its own"),
         ({"figures": [Illustration(Figure(), "caption", "")]}, "figure 1"),
         ({"figures": [Illustration(Figure(), "", "alt")]}, "figure 1"),
@@ -444,7 +454,3 @@ def test_the_same_report_gives_the_same_bytes(tmp_path):
         for name in ("one.html", "two.html")
     ]
     assert pages[0] == pages[1]
-
-
-def test_outcomes_are_the_four_of_the_design():
-    assert set(report.OUTCOMES) == {"holds", "does not hold", "undecided", "not run"}

@@ -8,6 +8,7 @@ import json
 
 from ls_keras import artifact, data, distribution, experiment, losses, metrics
 from ls_keras.analysis import Probe, calibration
+from ls_keras.experiment import run as running
 
 import keras
 import numpy as np
@@ -78,11 +79,12 @@ def build_model(config, examples):
     return model
 
 
+RECIPE = experiment.Recipe("sequences", SIZES, lambda _, __: Sequences(), build_model)
+
+
 def train(config, size, workdir):
     where = experiment.Where(workdir=workdir, quiet=True)
-    return experiment.run(
-        config, "sequences", SIZES, lambda _, __: Sequences(), build_model, size=size, where=where, observe=None
-    )
+    return RECIPE.run(config, size=size, where=where)
 
 
 @pytest.fixture(scope="module", params=list(SIZES))
@@ -141,7 +143,7 @@ def test_the_run_says_what_its_data_were_and_another_data_set_does_not_go_on_wit
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "_examples", stop)
+    monkeypatch.setattr(running, "_examples", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, "dense", tmp_path)
     monkeypatch.undo()

@@ -1,21 +1,21 @@
 """What lies between a network's arrays and a verdict, on arrays built by hand, against NumPy written out anew."""
 
-import sys
-from pathlib import Path
+import dataclasses
+import json
 from types import SimpleNamespace
 
+from ls_keras import experiment, study
 from ls_keras.analysis import intervals
 from ls_keras.analysis.calibration import cross_fitted, top_label_contributions
 from ls_keras.analysis.probe import Collected
+from ls_keras.experiment import many
+from ls_keras.experiment import run as running
+from ls_keras.study import Comparison, Measured, Record, Term, driver, measures
+from ls_keras_recipes import paper
 
 import numpy as np
 import pytest
 from scipy import optimize, special
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
-import analyse
-import distill
-import paper
 
 NUM_CLASSES, NUM_FEATURES = 10, 6
 
@@ -33,13 +33,19 @@ def network(seed=0, sharpness=3.0, num_held_out=150):
     """The network's three parts have nothing in common: whatever is taken from the wrong one shows."""
     generator = np.random.default_rng(seed)
     centres = 4 * generator.normal(size=(NUM_CLASSES, NUM_FEATURES))
-    return analyse.Network(
+    return study.Network(
         f"seed {seed}",
         generator.normal(size=(NUM_FEATURES, NUM_CLASSES)),
         generator.normal(size=NUM_CLASSES),
         collected(generator, 200, centres),
         collected(generator, num_held_out, centres, sharpness),
     )
+
+
+def measured_by(net, chosen=(3, 7, 1)):
+    """What a study keeps of a network."""
+    values, examples = study.statistics(net.held_out.logits, net.held_out.labels)
+    return Record(net.name, 0, "", values={**values, **study.shapes(net, chosen)}, examples=examples)
 
 
 def softmax(logits, temperature=1.0):
@@ -107,7 +113,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def measured(net):
-    return analyse.statistics(net, (3, 7, 1))
+    return measured_by(net)
 
 
 def test_means_over_the_held_out_examples(net, measured):
@@ -124,7 +130,7 @@ def test_means_over_the_held_out_examples(net, measured):
 
 
 def test_a_blunt_network_is_under_confident():
-    assert analyse.statistics(network(sharpness=0.3), (3, 7, 1)).values["overconfidence"] < -0.1
+    assert measured_by(network(sharpness=0.3)).values["overconfidence"] < -0.1
 
 
 def test_values_are_the_means_of_their_examples(measured):
@@ -192,61 +198,76 @@ def test_similar_classes_are_those_of_the_class_means(net):
     pairs = [(i, j) for i in range(NUM_CLASSES) for j in range(i)]
     b, a = max(pairs, key=lambda pair: cosines[pair])
     different = min(set(range(NUM_CLASSES)) - {a, b}, key=lambda k: cosines[k, a] + cosines[k, b])
-    assert analyse.similar_classes(net) == (a, b, different)
+    assert study.similar_classes(net) == (a, b, different)
 
 
 # --- From statistics to intervals
 
 
+def measured_of(**arms):
+    """Records by arm, of the values and examples of each seed."""
+    records = [
+        Record(arm.replace("_", " "), seed, "", values=values, examples=examples)
+        for arm, networks in arms.items()
+        for seed, (values, examples) in enumerate(networks)
+    ]
+    return Measured("made up", {}, {"class_names": [], "name": "noise"}, {}, tuple(records))
+
+
+def interval(measured, name, arm="first", other=None):
+    return study.interval(measured, Comparison(Term(arm, name), other and Term(other, name)))
+
+
 def test_a_crossed_interval_pairs_seeds_and_examples():
     first, second = (
-        [analyse.Statistics({"x": rows.mean()}, {"x": rows}) for rows in np.random.default_rng(0).normal(size=(3, 50))]
-        for _ in range(2)
+        [({"x": rows.mean()}, {"x": rows}) for rows in np.random.default_rng(0).normal(size=(3, 50))] for _ in range(2)
     )
-    for shift, each in zip((0.1, 0.2, 0.3), second, strict=True):
-        each.values["x"] -= shift
-        each.examples["x"] = each.examples["x"] - shift
-    interval = analyse.crossed(first, "x", second)
+    shifted = [
+        ({"x": values["x"] - shift}, {"x": rows["x"] - shift})
+        for shift, (values, rows) in zip((0.1, 0.2, 0.3), second, strict=True)
+    ]
+    found = interval(measured_of(first=first, second=shifted), "x", other="second")
     # Only the seeds' shifts are left: Student's t over 0.1, 0.2, 0.3.
-    assert interval.estimate == pytest.approx(0.2)
-    assert interval.high - interval.low == pytest.approx(2 * 4.302653 * 0.1 / np.sqrt(3), rel=1e-6)
-    assert (interval.num_seeds, interval.num_examples) == (3, 50)
+    assert found.estimate == pytest.approx(0.2)
+    assert found.high - found.low == pytest.approx(2 * 4.302653 * 0.1 / np.sqrt(3), rel=1e-6)
+    assert (found.num_seeds, found.num_examples) == (3, 50)
 
 
 def test_an_ece_interval_stands_about_the_values_and_not_the_contributions():
     rows = np.random.default_rng(0).normal(size=(3, 50))
-    measured = [
-        analyse.Statistics({"bias-reduced ece": 5.0 + seed}, {"bias-reduced ece": rows[seed]}) for seed in (0, 1, 2)
-    ]
-    assert analyse.crossed(measured, "bias-reduced ece").estimate == pytest.approx(6.0)
+    networks = [({"bias-reduced ece": 5.0 + seed}, {"bias-reduced ece": rows[seed]}) for seed in (0, 1, 2)]
+    assert interval(measured_of(first=networks), "bias-reduced ece").estimate == pytest.approx(6.0)
 
 
 def test_one_fickle_example_of_accuracy_is_no_certainty():
     rows = np.zeros((5, 100))
-    right = [analyse.Statistics({"accuracy": 0.01}, {"accuracy": each}) for each in rows + np.eye(1, 100)]
-    wrong = [analyse.Statistics({"accuracy": 0.0}, {"accuracy": each}) for each in rows]
-    interval = analyse.crossed(right, "accuracy", wrong)
-    assert interval.low < 0 < interval.high
+    right = [({"accuracy": 0.01}, {"accuracy": each}) for each in rows + np.eye(1, 100)]
+    wrong = [({"accuracy": 0.0}, {"accuracy": each}) for each in rows]
+    found = interval(measured_of(first=right, second=wrong), "accuracy", other="second")
+    assert found.low < 0 < found.high
     # The floor of four steps of 1/100, above the variance 0.01 × 0.99 / 99 / 100 of the one example.
-    assert interval.high - interval.estimate == pytest.approx(1.959964 * 0.02, rel=1e-6)
+    assert found.high - found.estimate == pytest.approx(1.959964 * 0.02, rel=1e-6)
 
 
 def test_only_nll_has_heavy_tails():
     rows = np.random.default_rng(0).normal(size=(3, 50)) - 30 * np.eye(1, 50)
-    intervals = [analyse.crossed([analyse.Statistics({n: r.mean()}, {n: r}) for r in rows], n) for n in ("nll", "x")]
-    skewed, plain = (each.high + each.low - 2 * each.estimate for each in intervals)
+    found = [interval(measured_of(first=[({n: r.mean()}, {n: r}) for r in rows]), n) for n in ("nll", "x")]
+    skewed, plain = (each.high + each.low - 2 * each.estimate for each in found)
     assert abs(plain) < 1e-9 and abs(skewed) > 0.05
-    half_width = max(intervals[0].high - intervals[0].estimate, intervals[0].estimate - intervals[0].low)
-    assert analyse.interval_text(intervals[0]) == f"−{-intervals[0].estimate:.4g} ± {half_width:.2g}"
+    half_width = max(found[0].high - found[0].estimate, found[0].estimate - found[0].low)
+    assert study.page.cell(found[0]) == set_with(found[0].estimate, half_width)
 
 
-@pytest.mark.parametrize(("splits", "expected"), [(("held_out", "test"), "held_out"), (("test",), "test")])
-def test_right_answers_are_those_of_the_held_out_examples_if_there_are_any(splits, expected):
-    run = SimpleNamespace(
-        metrics={split: {"accuracy": 0.5} for split in splits},
-        examples=lambda split: SimpleNamespace(correct=split, confidence=None, nll=None),
-    )
-    assert analyse.correct(run) == expected
+def set_with(value, half_width):
+    """The half width to two digits, and the value to as many decimals."""
+    half = f"{half_width:.2g}"
+    decimals = len(half.partition(".")[2])
+    return f"{value:.{decimals}f} ± {half}".replace("-", "−")
+
+
+@pytest.mark.parametrize(("held_out", "expected"), [(90, "held_out"), (0, "test")])
+def test_what_is_never_seen_in_training_is_the_held_out_examples_if_there_are_any(held_out, expected):
+    assert measures.held_out(Labelled(held_out=held_out)) == expected
 
 
 # --- What is observed in training
@@ -313,7 +334,7 @@ def information(draws, means, variance):
 def test_what_is_observed_of_a_network():
     net, data = network(), Labelled()
     probe = Known(net)
-    seen = analyse.observe(probe, data)
+    seen = study.observe(probe, data)
     assert seen["tightness"] == pytest.approx(plane_numbers(net, net.train, "centres")[0], rel=1e-5)
     wrong = 1 - softmax(net.train.logits)[np.arange(200), net.train.labels]
     assert seen["gamma"] == pytest.approx(wrong.mean() * NUM_CLASSES / (NUM_CLASSES - 1))
@@ -322,7 +343,7 @@ def test_what_is_observed_of_a_network():
 
 def test_information_is_between_up_to_300_examples_of_two_classes_and_its_bound_from_fresh_draws():
     data, probe = Labelled(), Known(network())
-    seen = analyse.observe(probe, data)
+    seen = study.observe(probe, data)
     assert probe.pairs == [(0, 5), (0, 5)]
     labels = data.labels("train")
     chosen = np.concatenate([np.flatnonzero(labels == 0)[:300], np.flatnonzero(labels == 5)[:300]])
@@ -344,28 +365,41 @@ def test_information_is_between_up_to_300_examples_of_two_classes_and_its_bound_
 
 def test_nothing_is_drawn_without_augmentation():
     data = Labelled(augmented=False)
-    assert set(analyse.observe(Known(network()), data)) == {"tightness", "gamma", "held_out_ece"}
+    assert set(study.observe(Known(network()), data)) == {"tightness", "gamma", "held_out_ece"}
     assert not data.asked
 
 
 def test_the_test_set_stands_in_where_nothing_is_held_out():
     net = network()
-    seen = analyse.observe(Known(net), Labelled(held_out=0, augmented=False))
+    seen = study.observe(Known(net), Labelled(held_out=0, augmented=False))
     assert seen["held_out_ece"] == pytest.approx(plug_in_ece(softmax(net.train.logits), net.train.labels))
 
 
-def test_information_through_training_keeps_the_observed_steps_of_each_seed():
-    def history(offset):
-        rows = {"step": [0, 10, 20, 30]}
-        for add, name in enumerate(("information", "information_low", "information_high")):
-            rows[name] = [offset + add, np.nan, offset + add + 10, np.nan]
-        return SimpleNamespace(history=lambda: {name: np.array(row, float) for name, row in rows.items()})
+def test_curves_keep_the_observed_steps_alone():
+    rows = {"step": [0, 10, 20, 30], "loss": [np.nan, 2, 1, 0]}
+    for add, name in enumerate(("tightness", "information", "information_low", "information_high")):
+        rows[name] = [1 + add, np.nan, 11 + add, np.nan]
+    history = {name: np.array(row, float) for name, row in rows.items()}
+    seen = driver._curves(SimpleNamespace(history=lambda: history))
+    assert {name: row.tolist() for name, row in seen.items()} == {
+        "steps": [0, 20],
+        "tightness": [1, 11],
+        "information": [2, 12],
+        "information_low": [3, 13],
+        "information_high": [4, 14],
+    }
+    assert driver._curves(SimpleNamespace(history=lambda: {"step": history["step"], "loss": history["loss"]})) == {}
 
-    seen = analyse.information_through_training([history(1.0), history(5.0)])
-    assert seen["steps"].tolist() == [0, 20]
-    assert seen["information"].tolist() == [[1, 11], [5, 15]]
-    assert seen["information_low"].tolist() == [[2, 12], [6, 16]]
-    assert seen["information_high"].tolist() == [[3, 13], [7, 17]]
+
+def test_information_is_compared_at_moments_that_its_values_do_not_choose():
+    steps = np.arange(0, 100, 10)
+    values = np.array([1.0, 9, 9, 9, 4, 5, 6, 9, 9, 2])
+    assert measures.information_at(steps, values) == {
+        "information, start": 1,
+        "information, middle third": np.mean([9, 4, 5, 6]),
+        "information, end": 2,
+        "information, fall": np.mean([9, 4, 5, 6]) - 2,
+    }
 
 
 # --- Figures
@@ -374,30 +408,34 @@ def test_information_through_training_keeps_the_observed_steps_of_each_seed():
 @pytest.mark.parametrize("fitted", [False, True])
 def test_a_reliability_curve_pools_the_networks_each_at_its_own_temperature(fitted):
     nets = [network(seed, sharpness) for seed, sharpness in ((0, 3.0), (1, 0.5))]
+    probabilities = []
+    for net in nets:
+        logits, labels = net.held_out.logits, net.held_out.labels
+        probabilities.append(softmax(logits, temperatures_of_the_other_half(logits, labels) if fitted else 1.0))
+    networks = [(record.values, record.examples) for record in map(measured_by, nets)]
+    at = " at temperature" if fitted else ""
+    curve = study.representations.reliability_curve(measured_of(both=networks), "both", "name", at=at)
+    assert curve.name == "name"
+    # The legend's number is the one of the tables: the mean of the networks' own.
+    eces = [plug_in_ece(rows, net.held_out.labels) for rows, net in zip(probabilities, nets, strict=True)]
+    assert curve.ece == pytest.approx(np.mean(eces), abs=1e-5)
     labels = np.concatenate([net.held_out.labels for net in nets])
-    probabilities = np.concatenate(
-        [
-            softmax(
-                net.held_out.logits,
-                temperatures_of_the_other_half(net.held_out.logits, net.held_out.labels) if fitted else 1.0,
-            )
-            for net in nets
-        ]
-    )
-    curve = analyse.reliability_curve("both", nets, fitted=fitted)
-    assert curve.ece == pytest.approx(plug_in_ece(probabilities, labels), abs=1e-5)
-    assert curve.count.sum() == 300
+    top = np.concatenate(probabilities)
+    right = top.argmax(1) == labels
+    inside = (top.max(1) > 14 / 15) & (top.max(1) <= 1)
+    assert (curve.count[14], curve.count.sum()) == (inside.sum(), 300)
+    assert curve.accuracy[14] == pytest.approx(right[inside].mean())
 
 
 def test_the_panels_show_train_and_held_out_in_the_order_of_the_classes(net):
     classes = (4, 0, 8)
-    panels = analyse.plane_panels(net, classes)
+    panels = [study.panel(net, split, classes) for split in ("train", "held_out")]
     axes = np.linalg.qr(net.kernel[:, [0, 8]] - net.kernel[:, [4]])[0]
     for panel, part in zip(panels, (net.train, net.held_out), strict=True):
-        assert np.bincount(panel.labels).tolist() == [(part.labels == label).sum() for label in classes]
+        assert np.bincount(panel["labels"]).tolist() == [(part.labels == label).sum() for label in classes]
         for at, label in enumerate(classes):
             # Distances between points of the plane do not depend on its axes.
-            shown, own = panel.points[panel.labels == at], part.penultimate[part.labels == label] @ axes
+            shown, own = panel["points"][panel["labels"] == at], part.penultimate[part.labels == label] @ axes
             np.testing.assert_allclose(
                 np.linalg.norm(shown - shown[0], axis=1), np.linalg.norm(own - own[0], axis=1), atol=1e-5
             )
@@ -405,105 +443,134 @@ def test_the_panels_show_train_and_held_out_in_the_order_of_the_classes(net):
 
 # --- The main job's glue
 
+CONFIG = dataclasses.replace(paper.SIZES["smoke"], distilled=())
 
-@pytest.fixture
-def found(monkeypatch, tmp_path):
-    """`paper.find` where networks are built by hand: what it finds, and each network by (α, seed)."""
-    nets = {}
 
-    def train(run, configs, *, size, what):
-        return [SimpleNamespace(saved_model=(config.alpha, config.seed)) for config in configs]
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The study `paper` where networks are built by hand: what it measures, and each network by (α, seed)."""
+    nets, folder = {}, tmp_path_factory.mktemp("found")
 
-    def load(path, name, data, limit=None):
-        alpha, seed = path
-        nets[path] = network(seed=10 + seed + round(100 * alpha), sharpness=3.0 - 10 * alpha, num_held_out=300)
-        return nets[path]
+    def run(recipe, config, size, where):
+        name = f"{config.alpha}-{config.seed}"
+        (folder / name).mkdir()
+        (folder / name / "history.csv").write_text("step,loss\n1,2\n")
+        (folder / name / "config.json").write_text(json.dumps({"config": {"alpha": config.alpha}}))
+        return experiment.Run(folder / name, {"seconds": 1.0})
 
-    monkeypatch.setattr(analyse, "load", load)
-    where = SimpleNamespace(data_dir=None)
-    return paper.find(paper.SIZES["smoke"], where, train), nets
+    def collect(path, name, data, limit=None):
+        alpha, seed = path.parent.name.split("-")
+        key = float(alpha), int(seed)
+        nets[key] = network(seed=10 + key[1] + round(100 * key[0]), sharpness=3.0 - 10 * key[0], num_held_out=300)
+        return nets[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(many, "_places", lambda where: [{}])
+        patch.setattr(running, "run", run)
+        patch.setattr(driver.analysis, "Probe", lambda path: path, raising=False)
+        patch.setattr(measures, "collect", collect)
+        planned = paper.plan(CONFIG)
+        return study.run(planned, folder / "study", experiment.Where(quiet=True)), nets
 
 
 def test_the_main_jobs_estimates_are_those_of_its_networks(found):
-    findings, nets = found
-    estimates = {verdict.id: verdict.estimate for verdict in findings.verdicts}
-    chosen = analyse.similar_classes(nets[0.0, 0])
-    others = {analyse.similar_classes(nets[key]) for key in nets if key != (0.0, 0)}
-    assert chosen not in others
+    measured, nets = found
+    claims = [claim for claim in paper.claims(CONFIG) if int(claim.id[1:].rstrip("abcd")) < 7]
+    verdicts, _ = study.judge(claims, measured)
+    estimates = {(verdict.id, each.at): each.estimate for verdict in verdicts for each in verdict.settings}
     train = {key: (net.train.logits, net.train.labels) for key, net in nets.items()}
-    expected = np.mean(
-        [
-            continuum(*train[0.0, s], chosen[:2], chosen[2]) - continuum(*train[0.1, s], chosen[:2], chosen[2])
-            for s in (0, 1)
-        ]
-    )
-    assert estimates["C4"] == pytest.approx(expected, rel=1e-5)
+    chosen = {seed: study.similar_classes(nets[0.0, seed]) for seed in (0, 1)}
+    for seed in (0, 1):  # the hard-target network of the same seed chooses
+        assert chosen[seed] not in {study.similar_classes(nets[key]) for key in nets if key != (0.0, seed)}
     planes = {key: plane_numbers(net, net.train, "centres") for key, net in nets.items()}
     held_out = {key: plane_numbers(net, net.held_out, "centres") for key, net in nets.items()}
-    assert estimates["C1a"] == pytest.approx(np.mean([planes[0.0, s][0] - planes[0.1, s][0] for s in (0, 1)]), rel=1e-4)
-    assert estimates["C1b"] == pytest.approx(
-        np.mean([held_out[0.0, s][0] - held_out[0.1, s][0] for s in (0, 1)]), rel=1e-4
-    )
-    assert estimates["C2"] == pytest.approx(np.mean([planes[0.0, s][1] - planes[0.1, s][1] for s in (0, 1)]), rel=1e-4)
-    assert estimates["C3"] == pytest.approx(
-        np.mean([1 - planes[0.1, s][2] / planes[0.0, s][2] for s in (0, 1)]), rel=1e-4
-    )
     accuracy = {key: np.mean(net.held_out.logits.argmax(1) == net.held_out.labels) for key, net in nets.items()}
     confidence = {key: softmax(net.held_out.logits).max(1).mean() for key, net in nets.items()}
-    assert estimates["C5"] == pytest.approx(np.mean([accuracy[0.1, s] - accuracy[0.0, s] for s in (0, 1)]))
-    assert estimates["C6a"] == pytest.approx(np.mean([confidence[0.0, s] - accuracy[0.0, s] for s in (0, 1)]))
-    values = {key: analyse.statistics(net, chosen).values for key, net in nets.items()}
+    values = {key: measured_by(net).values for key, net in nets.items()}
     ece = {key: each["bias-reduced ece"] for key, each in values.items()}
     scaled = {key: each["bias-reduced ece at temperature"] for key, each in values.items()}
-    assert estimates["C6b"] == pytest.approx(np.mean([ece[0.0, s] - scaled[0.0, s] for s in (0, 1)]))
-    assert estimates["C6c"] == pytest.approx(np.mean([ece[0.0, s] - ece[0.05, s] for s in (0, 1)]))
-    assert estimates["C6d"] == pytest.approx(np.mean([scaled[0.0, s] - ece[0.05, s] for s in (0, 1)]))
+
+    def mean(difference):
+        return np.mean([difference(seed) for seed in (0, 1)])
+
+    for alpha in (0.05, 0.1):
+        at, a = f"α = {alpha:g}", alpha
+        expected = mean(
+            lambda s, a=a: (
+                continuum(*train[0.0, s], chosen[s][:2], chosen[s][2])
+                - continuum(*train[a, s], chosen[s][:2], chosen[s][2])
+            )
+        )
+        assert estimates["C4", at] == pytest.approx(expected, rel=1e-5)
+        tighter = mean(lambda s, a=a: planes[0.0, s][0] - planes[a, s][0])
+        assert estimates["C1a", at] == pytest.approx(tighter, rel=1e-4)
+        tighter = mean(lambda s, a=a: held_out[0.0, s][0] - held_out[a, s][0])
+        assert estimates["C1b", at] == pytest.approx(tighter, rel=1e-4)
+        assert estimates["C2", at] == pytest.approx(mean(lambda s, a=a: planes[0.0, s][1] - planes[a, s][1]), rel=1e-4)
+        smaller = mean(lambda s, a=a: 1 - planes[a, s][2] / planes[0.0, s][2])
+        assert estimates["C3", at] == pytest.approx(smaller, rel=1e-4)
+        assert estimates["C5", at] == pytest.approx(mean(lambda s, a=a: accuracy[a, s] - accuracy[0.0, s]))
+        assert estimates["C6c", at] == pytest.approx(mean(lambda s, a=a: ece[0.0, s] - ece[a, s]))
+        assert estimates["C6d", at] == pytest.approx(mean(lambda s, a=a: scaled[0.0, s] - ece[a, s]))
+    assert estimates["C6a", ""] == pytest.approx(mean(lambda s: confidence[0.0, s] - accuracy[0.0, s]))
+    assert estimates["C6b", ""] == pytest.approx(mean(lambda s: ece[0.0, s] - scaled[0.0, s]))
 
 
 def test_the_tables_keep_the_two_kinds_of_interval_apart(found):
-    findings, nets = found
-    over_examples, over_seeds = findings.tables
+    measured, nets = found
+    _, over_examples, over_seeds = study.representations.tables(measured, (0.0, 0.05, 0.1), 0.05)
     assert "seeds and the examples" in over_examples.caption and "Student's t" in over_seeds.caption
-    cells = {row[0]: row[1:] for table in findings.tables for row in table.rows}
+    cells = {row[0]: row[1:] for table in (over_examples, over_seeds) for row in table.rows}
     assert list(over_examples.header) == list(over_seeds.header) == ["quantity", "hard targets", "α = 0.05", "α = 0.1"]
     assert {row[0] for row in over_examples.rows} == {
         "accuracy",
-        "overconfidence",
-        "nll",
-        "nll at temperature",
-        "bias-reduced ece",
-        "bias-reduced ece at temperature",
+        "confidence − accuracy",
+        "NLL",
+        "NLL at the fitted T",
+        "bias-reduced ECE",
+        "bias-reduced ECE at the fitted T",
     }
-    accuracy = [
-        np.mean([net.held_out.logits.argmax(1) == net.held_out.labels for (a, _), net in nets.items() if a == alpha])
-        for alpha in (0.0, 0.05, 0.1)
-    ]
-    assert [cell.split(" ± ")[0] for cell in cells["accuracy"]] == [f"{value:.4g}" for value in accuracy]
+    for column, alpha in enumerate((0.0, 0.05, 0.1)):
+        accuracy = np.mean([nets[alpha, s].held_out.logits.argmax(1) == nets[alpha, s].held_out.labels for s in (0, 1)])
+        shown = cells["accuracy"][column].split(" ± ")[0]
+        assert shown == f"{accuracy:.{len(shown.partition('.')[2])}f}"
     ece = [plug_in_ece(softmax(nets[0.1, s].held_out.logits), nets[0.1, s].held_out.labels) for s in (0, 1)]
-    half_width = 12.7062 * np.std(ece, ddof=1) / np.sqrt(2)
-    assert cells["ece"][-1] == f"{np.mean(ece):.4g} ± {half_width:.2g}"
+    assert cells["ECE"][-1] == set_with(np.mean(ece), 12.7062 * np.std(ece, ddof=1) / np.sqrt(2))
 
 
 def test_a_quantity_that_is_not_defined_leaves_the_page_whole():
-    measured = {
-        alpha: [analyse.Statistics({"slope": value}, {}) for value in values]
-        for alpha, values in {0.0: (np.nan, 1.0), 0.1: (2.0, 2.0)}.items()
-    }
-    _, table = paper.tables(paper.SIZES["smoke"], measured)
-    assert table.rows == [["slope", "nan", "2"]]
+    assert [study.page.number(values) for values in ((np.nan, 1.0), (2.0, 2.0), (-3.0,))] == ["nan", "2", "−3"]
 
 
 def test_distilled_accuracies_are_set_with_both_kinds_of_chance():
     generator = np.random.default_rng(0)
-    teachers = {0.0: generator.integers(0, 2, (3, 50)).astype(float)}
-    students = {"hard": generator.integers(0, 2, (1, 3, 50)).astype(float)}
-    table = distill.accuracy_table(
-        distill.Config(seeds=3, distilled=(0.3,)), teachers, students, np.full((1, 3), 0.25), {"dropout": teachers[0.0]}
-    )
-    interval = intervals.crossed(students["hard"][0])
-    assert table.rows[1] == [
-        "student, hard-target teacher",
-        "0.250",
-        f"{students['hard'].mean():.4g} ± {interval.high - interval.estimate:.2g}",
+    teacher, plain, student = generator.integers(0, 2, (3, 3, 50)).astype(float)
+    arms = {"hard targets": teacher, "A.5: dropout teacher": teacher, study.distillation.PLAIN: plain}
+    arms |= {study.distillation.arm_name(kind, 0.3): student for kind in ("soft", "heated", "smoothed")}
+    records = [
+        Record(
+            arm,
+            seed,
+            "",
+            facts={"gamma": 0.25 if "as soft" in arm else 0.0},
+            values=dict.fromkeys(("accuracy", "nll at temperature"), row.mean()),
+            examples=dict.fromkeys(("accuracy", "nll at temperature"), row),
+        )
+        for arm, rows in arms.items()
+        for seed, row in enumerate(rows)
     ]
-    assert [row[0] for row in table.rows] == ["teacher, α = 0", "student, hard-target teacher", "A.5: dropout"]
+    measured = Measured("made up", {}, {}, {}, tuple(records))
+    table = study.distillation.table(measured, (0.0,), (0.3,), ("A.5: dropout teacher",))
+    rows = {row[0]: row[1:] for row in table.rows}
+    own, gain = intervals.crossed(student, step=1 / 50), intervals.crossed(student - plain, step=1 / 50)
+    gamma, accuracy, _, gained = rows["student of hard targets, as soft as α = 0.3"]
+    assert (gamma, accuracy) == ("0.250", set_with(own.estimate, own.high - own.estimate))
+    assert gained == set_with(gain.estimate, gain.high - gain.estimate)
+    assert list(rows) == [
+        "teacher, hard targets",
+        study.distillation.PLAIN,
+        "student, smoothed labels, as soft as α = 0.3",
+        "student of hard targets, as soft as α = 0.3",
+        "student of smoothed targets, as soft as α = 0.3",
+        "A.5: dropout teacher",
+    ]

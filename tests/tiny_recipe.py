@@ -49,9 +49,11 @@ def build_model(config, images):
     return model
 
 
-def run(config, *, size="small", where=None):
-    return experiment.run(config, "tiny", SIZES, load_data, build_model, size=size, where=where)
+def check(config, default):
+    losses.SmoothedCrossentropy(config.alpha)
 
+
+RECIPE = experiment.Recipe("tiny", SIZES, load_data, build_model, check, description=__doc__)
 
 if __name__ == "__main__":
-    experiment.main(__doc__, SIZES, run)
+    RECIPE.main()

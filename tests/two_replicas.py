@@ -1,6 +1,6 @@
 """Distil on one device and on two; write to the second argument how far weights moved, and where they came to.
 
-The first argument is the SavedModel of a teacher. Run by test_distillation.py in a process of its own, since
+The first argument is the SavedModel of a teacher. Run by test_distiller.py in a process of its own, since
 TensorFlow fixes its devices once a process.
 """
 
@@ -47,27 +47,6 @@ def ours(strategy, teacher):
     return {"history": history, "state": state, "moved": distance(before, model.get_weights())}
 
 
-def theirs(strategy):
-    """How far keras.distillation moves the weights in one step, with a function as the student's loss."""
-
-    def crossentropy(y, logits):
-        return keras.losses.sparse_categorical_crossentropy(y, logits, from_logits=True)
-
-    with strategy.scope():
-        student = dense(1)
-        model = keras.distillation.Distiller(
-            dense(2),
-            student,
-            keras.distillation.LogitsDistillation(loss=keras.losses.KLDivergence()),
-            student_loss_weight=1.0,
-        )
-        model.compile(keras.optimizers.SGD(1.0), crossentropy, jit_compile=False)
-    before = student.get_weights()
-    x, y, _ = next(iter(training_batches()))
-    model.fit(tf.data.Dataset.from_tensors((x, y)), verbose=0, shuffle=False)
-    return distance(before, student.get_weights())
-
-
 def main(teacher, path):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -75,10 +54,6 @@ def main(teacher, path):
     for name in ("cpu", "mirrored"):
         strategy = distribution.strategy(name)
         result[name] = {"SavedModel": ours(strategy, teacher), "Keras model": ours(strategy, None)}
-        try:
-            result[name]["keras.distillation"] = theirs(strategy)
-        except Exception as error:
-            result[name]["keras.distillation"] = repr(error)
     Path(path).write_text(json.dumps(result))
 
 

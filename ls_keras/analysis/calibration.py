@@ -63,7 +63,7 @@ class Contributions(NamedTuple):
     """A network's ECE with little bias, and what each example contributes to its variation.
 
     Attributes:
-        value: estimate of the ECE; can be a little below 0.
+        value: Estimate of the ECE; can be a little below 0.
         examples: float64 `[N]`; their variance over N is the estimate's.
     """
 
@@ -117,10 +117,10 @@ class TemperatureFit:
     """The temperature with the smallest negative log-likelihood (NLL) on the examples it was fitted to.
 
     Attributes:
-        temperature: positive and finite.
-        nll_before: mean NLL at temperature 1, nats.
-        nll_after: mean NLL at `temperature`, nats; never above `nll_before`.
-        converged: whether the minimum was found (True as well where there is none, see `boundary`).
+        temperature: Positive and finite.
+        nll_before: Mean NLL at temperature 1, nats.
+        nll_after: Mean NLL at `temperature`, nats; never above `nll_before`.
+        converged: Whether the minimum was found (True as well where there is none, see `boundary`).
         boundary: None; `"lower"` where the NLL falls for ever as T goes to 0 (every label has the largest logit
             of its row); `"upper"` where it falls for ever as T goes to infinity (logits no better than chance).
             Such a temperature is no estimate but an end at which the NLL has come within 1e-6 nats of its limit:
@@ -140,7 +140,7 @@ class CrossFitted:
     """Two temperatures, each fitted on one half of the examples and meant for the other.
 
     Attributes:
-        fits: the fits on half 0 and on half 1.
+        fits: The fits on half 0 and on half 1.
         half: int `[N]`, the half that each example belongs to.
         temperature: float64 `[N]`, for each example the temperature fitted on the half without it.
     """
@@ -157,14 +157,14 @@ def top_label(
     temperature: float | np.ndarray = 1.0,
     from_logits: bool = True,
 ) -> TopLabel:
-    """Returns the confidence of each prediction and whether it is right.
+    """Return the confidence of each prediction and whether it is right.
 
     The confidence is `1 / sum_k exp((z_k - max z) / T)` in float64.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K), or one-hot.
-        temperature: positive number, or `[N]` of them.
+        labels: Integers `[N]` in [0, K), or one-hot.
+        temperature: Positive number, or `[N]` of them.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -191,11 +191,11 @@ def top_label(
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray, *, from_logits: bool = True) -> float:
-    """Returns the share of examples whose largest logit is that of the label.
+    """Return the share of examples whose largest logit is that of the label.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K), or one-hot.
+        labels: Integers `[N]` in [0, K), or one-hot.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -220,12 +220,12 @@ def negative_log_likelihood(
     temperature: float | np.ndarray = 1.0,
     from_logits: bool = True,
 ) -> float:
-    """Returns the mean over examples of `logsumexp(z / T) - z_label / T`, in nats.
+    """Return the mean over examples of `logsumexp(z / T) - z_label / T`, in nats.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K), or one-hot.
-        temperature: positive number, or `[N]` of them.
+        labels: Integers `[N]` in [0, K), or one-hot.
+        temperature: Positive number, or `[N]` of them.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -257,16 +257,16 @@ def reliability(
     temperature: float | np.ndarray = 1.0,
     from_logits: bool = True,
 ) -> Reliability:
-    """Returns accuracy and mean confidence in bins of equal width, as drawn in a reliability diagram.
+    """Return accuracy and mean confidence in bins of equal width, as drawn in a reliability diagram.
 
     Bin m of M holds confidences in ((m-1)/M, m/M], so confidence 1 falls into the last one. The arrays
     always have `num_bins` entries.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K), or one-hot.
+        labels: Integers `[N]` in [0, K), or one-hot.
         num_bins: M; 15 as in Guo et al., 2017.
-        temperature: positive number, or `[N]` of them.
+        temperature: Positive number, or `[N]` of them.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -275,7 +275,7 @@ def reliability(
     Raises:
         ValueError: As `top_label`, and for `num_bins` below 1.
 
-    Example: two examples at confidence 3/4, one of them right.
+    Example: Two examples at confidence 3/4, one of them right.
 
     >>> diagram = reliability(np.log([[0.75, 0.25], [0.25, 0.75]]), np.array([0, 0]), num_bins=4)
     >>> diagram.count, diagram.accuracy.round(6), diagram.confidence.round(6)
@@ -283,8 +283,31 @@ def reliability(
 
     Reference: Guo et al., 2017, "On Calibration of Modern Neural Networks".
     """
+    top = top_label(logits, labels, temperature=temperature, from_logits=from_logits)
+    return top_label_reliability(*top, num_bins=num_bins)
+
+
+def top_label_reliability(confidence: np.ndarray, correct: np.ndarray, *, num_bins: int = 15) -> Reliability:
+    """Return the diagram of `reliability` from top labels, as records of a study keep them.
+
+    Args:
+        confidence: `[N]` in [0, 1], of the predicted classes, as `top_label` returns them.
+        correct: `[N]`, whether each prediction is right: bool, or 0 and 1.
+        num_bins: M; 15 as in Guo et al., 2017.
+
+    Returns:
+        A `Reliability`.
+
+    Raises:
+        ValueError: Arrays that are not what is said above, or `num_bins` below 1.
+
+    Example:
+
+    >>> top_label_reliability(np.array([0.75, 0.75]), np.array([True, False]), num_bins=4).accuracy
+    array([nan, nan, 0.5, nan])
+    """
     num_bins = arguments.whole(num_bins, "num_bins", 1)
-    confidence, correct = top_label(logits, labels, temperature=temperature, from_logits=from_logits)
+    confidence, correct = _checked_top_labels(confidence, correct)
     count, right, total = _bin_sums(_equal_width_bins(confidence, num_bins), confidence, correct, num_bins)
     empty = np.where(count > 0, 1.0, np.nan)
     divisor = np.maximum(count, 1) * empty
@@ -299,7 +322,7 @@ def expected_calibration_error(
     temperature: float | np.ndarray = 1.0,
     from_logits: bool = True,
 ) -> float:
-    """Returns the expected calibration error, ECE = sum_m (n_m / N) |accuracy_m - confidence_m|.
+    """Return the expected calibration error, ECE = sum_m (n_m / N) |accuracy_m - confidence_m|.
 
     The bins are those of `reliability`. This plug-in value is biased upward: even of a calibrated network,
     accuracies scatter about confidences, and absolute values do not cancel. See
@@ -307,9 +330,9 @@ def expected_calibration_error(
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K), or one-hot.
+        labels: Integers `[N]` in [0, K), or one-hot.
         num_bins: M; 15 as in Guo et al., 2017.
-        temperature: positive number, or `[N]` of them.
+        temperature: Positive number, or `[N]` of them.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -336,16 +359,16 @@ def adaptive_calibration_error(
     temperature: float | np.ndarray = 1.0,
     from_logits: bool = True,
 ) -> float:
-    """Returns the calibration error of the top label over bins of equal mass instead of equal width.
+    """Return the calibration error of the top label over bins of equal mass instead of equal width.
 
     Confidences are sorted and cut into `num_bins` runs whose sizes differ by one at most; equal confidences
     share a bin, so the order of the examples does not matter. Then as in `expected_calibration_error`.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K), or one-hot.
-        num_bins: number of bins.
-        temperature: positive number, or `[N]` of them.
+        labels: Integers `[N]` in [0, K), or one-hot.
+        num_bins: Number of bins.
+        temperature: Positive number, or `[N]` of them.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -354,7 +377,7 @@ def adaptive_calibration_error(
     Raises:
         ValueError: As `top_label`, and for `num_bins` below 1.
 
-    Example: two bins, {1/2} and {1}, both examples right.
+    Example: Two bins, {1/2} and {1}, both examples right.
 
     >>> adaptive_calibration_error(np.array([[0.0, 0.0], [99.0, 0.0]]), np.array([0, 0]), num_bins=2)
     0.25
@@ -377,7 +400,7 @@ def debiased_calibration_error(
     temperature: float | np.ndarray = 1.0,
     from_logits: bool = True,
 ) -> float:
-    """Returns the debiased root-mean-square calibration error of the top label.
+    """Return the debiased root-mean-square calibration error of the top label.
 
     The square of the L2 calibration error, less what chance alone would put there, over bins of equal mass:
 
@@ -388,9 +411,9 @@ def debiased_calibration_error(
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K), or one-hot.
-        num_bins: number of bins.
-        temperature: positive number, or `[N]` of them.
+        labels: Integers `[N]` in [0, K), or one-hot.
+        num_bins: Number of bins.
+        temperature: Positive number, or `[N]` of them.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -399,7 +422,7 @@ def debiased_calibration_error(
     Raises:
         ValueError: As `top_label`, and for `num_bins` below 1.
 
-    Example: four examples at confidence 1, one wrong: 1/16 - (3/16) / 3 = 0.
+    Example: Four examples at confidence 1, one wrong: 1/16 - (3/16) / 3 = 0.
 
     >>> debiased_calibration_error(np.tile([99.0, 0.0], (4, 1)), np.array([0, 0, 0, 1]), num_bins=1)
     0.0
@@ -426,16 +449,16 @@ def calibration_interval(
     norm: Literal["l1", "l2"] = "l1",
     from_logits: bool = True,
 ) -> Interval:
-    """Returns a confidence interval for the calibration error of one network over fresh examples.
+    """Return a confidence interval for the calibration error of one network over fresh examples.
 
     That of `top_label_interval`, which says how it is made and how often it holds the truth.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K), or one-hot.
+        labels: Integers `[N]` in [0, K), or one-hot.
         num_bins: M, of `reliability`.
-        temperature: positive number, or `[N]` of them; the interval does not know that it was fitted.
-        level: confidence level in (0, 1).
+        temperature: Positive number, or `[N]` of them; the interval does not know that it was fitted.
+        level: Confidence level in (0, 1).
         norm: `"l1"` for the ECE, `"l2"` for the root-mean-square error.
         from_logits: False where `logits` are probabilities.
 
@@ -468,7 +491,7 @@ def top_label_interval(
     level: float = 0.95,
     norm: Literal["l1", "l2"] = "l1",
 ) -> Interval:
-    """Returns a confidence interval for the binned calibration error of one network, from its top labels.
+    """Return a confidence interval for the binned calibration error of one network, from its top labels.
 
     Bin m has the true gap γ_m = P(bin m) (accuracy_m - confidence_m), the measured one g_m, and the latter's standard
     error s_m, with variances by Agresti and Coull's rule, so that bins without mistakes have one too.
@@ -491,7 +514,7 @@ def top_label_interval(
         confidence: `[N]` in [0, 1], of the predicted classes, as `top_label` returns them.
         correct: `[N]`, whether each prediction is right: bool, or 0 and 1.
         num_bins: M, of `reliability`.
-        level: confidence level in (0, 1).
+        level: Confidence level in (0, 1).
         norm: `"l1"` for the ECE, `"l2"` for the root-mean-square error.
 
     Returns:
@@ -500,7 +523,7 @@ def top_label_interval(
     Raises:
         ValueError: Arrays that are not what is said above, or `num_bins`, `level` or `norm` out of range.
 
-    Example: one bin that is off by 0.15, with variance v = a (1 - a) / 100 and a = 62/104. The ends θ of the second
+    Example: One bin that is off by 0.15, with variance v = a (1 - a) / 100 and a = 62/104. The ends θ of the second
     satisfy 0.15² - v - θ² = ± 1.96 √(2 v² + 4 v θ²).
 
     >>> confidence, correct = np.full(100, 0.75), np.arange(100) < 60
@@ -514,7 +537,7 @@ def top_label_interval(
     """
     num_bins, level = arguments.whole(num_bins, "num_bins", 1), arguments.level(level)
     if norm not in ("l1", "l2"):
-        raise ValueError(f"Expected norm to be 'l1' (ECE) or 'l2' (root-mean-square error); got {norm!r}.")
+        raise ValueError(f"Expected norm to be 'l1' (ECE) or 'l2' (root-mean-square error); received {norm!r}.")
     confidence, correct = _checked_top_labels(confidence, correct)
     count, right, total = _bin_sums(_equal_width_bins(confidence, num_bins), confidence, correct, num_bins)
     count, right, total = (array[count > 0] for array in (count, right, total))
@@ -537,15 +560,15 @@ def calibration_contributions(
     temperature: float | np.ndarray = 1.0,
     from_logits: bool = True,
 ) -> Contributions:
-    """Returns a network's ECE with little bias, and the contributions that tell how far to trust a difference of two.
+    """Return a network's ECE with little bias, and the contributions that tell how far to trust a difference of two.
 
     As `top_label_contributions`, from logits.
 
     Args:
         logits: `[N, K]`.
-        labels: integers `[N]` in [0, K), or one-hot.
+        labels: Integers `[N]` in [0, K), or one-hot.
         num_bins: M, of `reliability`.
-        temperature: positive number, or `[N]` of them.
+        temperature: Positive number, or `[N]` of them.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -554,7 +577,7 @@ def calibration_contributions(
     Raises:
         ValueError: As `top_label`, and for `num_bins` below 1.
 
-    Example: the difference in ECE of two methods, of which each seed gave the logits `a[i]` and `b[i]`.
+    Example: The difference in ECE of two methods, of which each seed gave the logits `a[i]` and `b[i]`.
 
     >>> first, second = ([calibration_contributions(logits, labels) for logits in method] for method in (a, b))
     >>> interval = intervals.crossed(
@@ -567,7 +590,7 @@ def calibration_contributions(
 
 
 def top_label_contributions(confidence: np.ndarray, correct: np.ndarray, *, num_bins: int = 15) -> Contributions:
-    """Returns a network's ECE with little bias, and what each example contributes to its variation.
+    """Return a network's ECE with little bias, and what each example contributes to its variation.
 
     With g_m the measured gap of bin m, Σ (correct - confidence) / N over its examples, and s_m its standard error,
 
@@ -593,7 +616,7 @@ def top_label_contributions(confidence: np.ndarray, correct: np.ndarray, *, num_
     Raises:
         ValueError: Arrays that are not what is said above, or `num_bins` below 1.
 
-    Example: one bin, g = -0.5 and s = 0.5 / √100, so that |g| lies far above s.
+    Example: One bin, g = -0.5 and s = 0.5 / √100, so that |g| lies far above s.
 
     >>> value, examples = top_label_contributions(np.ones(100), np.arange(100) < 50)
     >>> value, np.unique(examples)
@@ -613,7 +636,7 @@ def top_label_contributions(confidence: np.ndarray, correct: np.ndarray, *, num_
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, from_logits: bool = True) -> TemperatureFit:
-    """Finds the temperature that minimises the negative log-likelihood of the labels.
+    """Find the temperature that minimises the negative log-likelihood of the labels.
 
     In the inverse temperature b = 1/T the mean NLL is convex, with slope `mean(E_p[z] - z_label)` and
     curvature `mean(Var_p[z])` under p = softmax(b z). Its minimum is found by Newton's method inside a
@@ -626,7 +649,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, from_logits: bool
 
     Args:
         logits: `[N, K]`, before any softmax.
-        labels: integers `[N]` in [0, K), or one-hot.
+        labels: Integers `[N]` in [0, K), or one-hot.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -636,7 +659,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, from_logits: bool
         ValueError: As `top_label`; a label whose probability is 0 at every temperature; or logits beyond 1e150,
             whose squares overflow.
 
-    Example: logits of odds 9 to 1 that are right in 3 of 4 cases want odds 3 to 1, so T = ln 9 / ln 3.
+    Example: Logits of odds 9 to 1 that are right in 3 of 4 cases want odds 3 to 1, so T = ln 9 / ln 3.
 
     >>> fit = fit_temperature(np.tile([np.log(9.0), 0.0], (4, 1)), np.array([0, 0, 0, 1]))
     >>> round(fit.temperature, 6), round(fit.nll_after, 6)  # the entropy of 3/4, 1/4
@@ -650,15 +673,15 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, *, from_logits: bool
 
 
 def cross_fitted(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, from_logits: bool = True) -> CrossFitted:
-    """Fits a temperature on each half of the examples, for scoring the other half.
+    """Fit a temperature on each half of the examples, for scoring the other half.
 
     So every example is scored by a temperature that has not seen it: pass the result's `temperature` to any
     function of this module, with all logits and labels.
 
     Args:
         logits: `[N, K]`, before any softmax, N at least 2.
-        labels: integers `[N]` in [0, K), or one-hot.
-        seed: of the shuffle that halves the examples; half 0 has the odd one.
+        labels: Integers `[N]` in [0, K), or one-hot.
+        seed: Of the shuffle that halves the examples; half 0 has the odd one.
         from_logits: False where `logits` are probabilities.
 
     Returns:
@@ -675,7 +698,7 @@ def cross_fitted(logits: np.ndarray, labels: np.ndarray, *, seed: int = 0, from_
     seed, examples = arguments.whole(seed, "seed", 0), _checked(logits, labels, from_logits)
     num_examples = len(examples.labels)
     if num_examples < 2:
-        raise ValueError("Two halves need at least 2 examples; got 1. Pass the whole held-out set.")
+        raise ValueError("Two halves need at least 2 examples; received 1. Pass the whole held-out set.")
     _check_range(examples)
     half = np.ones(num_examples, int)
     half[np.random.default_rng(seed).permutation(num_examples)[: (num_examples + 1) // 2]] = 0
@@ -693,7 +716,7 @@ class _Examples:
     from_logits: bool
 
     def chunks(self, rows: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yields positions in `rows` and a reused float64 buffer of those rows less their largest logit."""
+        """Yield positions in `rows` and a reused float64 buffer of those rows less their largest logit."""
         num_rows, size = len(self.labels) if rows is None else len(rows), _chunk_rows(self.logits.shape[1])
         buffer = np.empty((min(size, num_rows), self.logits.shape[1]))
         for start in range(0, num_rows, size):
@@ -716,11 +739,11 @@ def _checked(logits: np.ndarray, labels: np.ndarray, from_logits: bool) -> _Exam
     logits = arguments.real(logits, "logits" if from_logits else "probabilities")
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"Expected logits of shape [examples, classes] with at least 2 classes; got {logits.shape}. "
+            f"Expected logits of shape [examples, classes] with at least 2 classes; received {logits.shape}. "
             "Flatten leading axes; give a binary classifier's score a second column of zeros."
         )
     if len(logits) == 0:
-        raise ValueError("Got no examples: logits have shape [0, classes]. Check the split and the limit.")
+        raise ValueError("Received no examples: logits have shape [0, classes]. Check the split and the limit.")
     labels = arguments.labels(labels, *logits.shape)
     if not from_logits:
         _check_probabilities(logits)
@@ -735,14 +758,14 @@ def _checked(logits: np.ndarray, labels: np.ndarray, from_logits: bool) -> _Exam
         )
     if arguments.are_probabilities(logits):
         raise ValueError(
-            "Expected logits; got rows that are non-negative and sum to 1 (or 100), as probabilities do. Pass "
+            "Expected logits; received rows that are non-negative and sum to 1 (or 100), as probabilities do. Pass "
             "from_logits=False with rows that sum to 1, or the values before the softmax."
         )
     return _Examples(logits, labels, from_logits)
 
 
 def _check_range(examples: _Examples) -> None:
-    """Refuses what no temperature can be fitted to."""
+    """Refuse what no temperature can be fitted to."""
     own = np.take_along_axis(examples.logits, examples.labels[:, None], axis=1)[:, 0].astype(float)
     impossible = np.flatnonzero(own == (-np.inf if examples.from_logits else 0.0))
     if len(impossible):
@@ -755,7 +778,7 @@ def _check_range(examples: _Examples) -> None:
         largest = np.concatenate([np.abs(chunk.max(axis=1)) for chunk in _row_chunks(examples.logits)])
         if max(largest.max(), np.abs(own).max()) > _LARGEST_LOGIT:
             raise ValueError(
-                f"Expected logits within {_LARGEST_LOGIT:g}, whose squares are float64 numbers; got "
+                f"Expected logits within {_LARGEST_LOGIT:g}, whose squares are float64 numbers; received "
                 f"{max(largest.max(), np.abs(own).max()):g}. Did the network diverge?"
             )
 
@@ -789,10 +812,10 @@ def _inverse(temperature: float | np.ndarray, num_examples: int) -> np.ndarray:
     temperature = arguments.real(temperature, "temperature").astype(float)
     if temperature.shape not in ((), (num_examples,)):
         raise ValueError(
-            f"Expected one temperature, or one for each of {num_examples} examples; got shape {temperature.shape}."
+            f"Expected one temperature, or one for each of {num_examples} examples; received shape {temperature.shape}."
         )
     if not (np.isfinite(temperature).all() and (temperature >= _TINY).all()):
-        raise ValueError(f"Expected a positive, finite temperature; got {temperature}.")
+        raise ValueError(f"Expected a positive, finite temperature; received {temperature}.")
     return np.broadcast_to(1.0 / temperature, num_examples)
 
 
@@ -806,20 +829,20 @@ def _checked_top_labels(confidence: np.ndarray, correct: np.ndarray) -> tuple[np
     correct = np.asarray(correct)
     if confidence.ndim != 1 or len(confidence) == 0 or correct.shape != confidence.shape:
         raise ValueError(
-            "Expected the confidence [N] and correctness [N] of at least one example; got shapes "
+            "Expected the confidence [N] and correctness [N] of at least one example; received shapes "
             f"{confidence.shape} and {correct.shape}."
         )
     if not np.all((confidence >= 0) & (confidence <= 1)):
         raise ValueError(
-            f"Expected confidences in [0, 1]; got {confidence.min():g} to {confidence.max():g}. Pass the probability "
-            "of the predicted class, as top_label returns it."
+            f"Expected confidences in [0, 1]; received {confidence.min():g} to {confidence.max():g}. Pass the "
+            "probability of the predicted class, as top_label returns it."
         )
     if correct.dtype != bool and not np.all(
         (arguments.real(correct, "correct") == 0) | (arguments.real(correct, "correct") == 1)
     ):
         raise ValueError(
-            f"Expected correct to hold True and False, or 1 and 0; got dtype {correct.dtype} and other values. Pass "
-            "whether each prediction is the label, not the labels."
+            f"Expected correct to hold True and False, or 1 and 0; received dtype {correct.dtype} and other values. "
+            "Pass whether each prediction is the label, not the labels."
         )
     return confidence, correct.astype(bool)
 
@@ -860,7 +883,7 @@ def _largest_overall_gap(confidence: float, num_right: float, num_examples: int,
 
 
 def _mean_square_ends(gap: np.ndarray, variance: np.ndarray, mass: np.ndarray, level: float) -> tuple[float, float]:
-    """Returns the ends of those θ that satisfy |T - θ²| ≤ z √(2 Σ (variance / mass)² + slope θ²).
+    """Return the ends of those θ that satisfy |T - θ²| ≤ z √(2 Σ (variance / mass)² + slope θ²).
 
     T is the debiased square of the error, and slope θ² what the gaps themselves add to its variance.
     """
@@ -937,7 +960,7 @@ def _fit(examples: _Examples, rows: np.ndarray) -> TemperatureFit:
 
 
 def _start(examples: _Examples, rows: np.ndarray) -> float:
-    """Returns an inverse temperature to start from: of many examples, a little below that of some."""
+    """Return an inverse temperature to start from: of many examples, a little below that of some."""
     if len(rows) < 2 * _WARM_START_SIZE:
         return 1.0
     return 0.98 / _fit(examples, rows[:: len(rows) // _WARM_START_SIZE]).temperature
@@ -948,7 +971,7 @@ def _at(moments: Callable[[float], _Moments], inverse: float) -> _Minimum:
 
 
 def _minimise(moments: Callable[[float], _Moments], start: float) -> _Minimum:
-    """Newton's method for a convex function that falls at 0 and rises at infinity.
+    """Minimise a convex function that falls at 0 and rises at infinity, by Newton's method.
 
     A step that leaves the bracket of the minimum, or is not half as long (in ln b) as the last, gives way to the
     bracket's middle, or while one side is open to a search by factors 4, 16, 256, ...
@@ -976,7 +999,7 @@ def _minimise(moments: Callable[[float], _Moments], start: float) -> _Minimum:
 
 
 def _uniform_slope(examples: _Examples, rows: np.ndarray) -> float:
-    """Returns the slope of the mean NLL in b at b = 0, where every class that is not masked is as likely."""
+    """Return the slope of the mean NLL in b at b = 0, where every class that is not masked is as likely."""
     slope = 0.0
     for at, shifted in examples.chunks(rows):
         slope -= np.take_along_axis(shifted, examples.labels[rows[at], None], axis=1).sum()
@@ -989,7 +1012,7 @@ def _uniform_slope(examples: _Examples, rows: np.ndarray) -> float:
 
 
 def _smallest_gap(examples: _Examples, rows: np.ndarray) -> float:
-    """Returns the least distance of a row's largest logit to the next lower one; infinity where there is none."""
+    """Return the least distance of a row's largest logit to the next lower one; infinity where there is none."""
     gap = np.inf
     for _, shifted in examples.chunks(rows):
         shifted[shifted == 0.0] = -np.inf

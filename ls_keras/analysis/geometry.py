@@ -24,10 +24,10 @@ class Plane:
     """The plane through the templates of three classes, as `template_plane` makes it.
 
     Attributes:
-        classes: the three classes, in the order given.
+        classes: The three classes, in the order given.
         basis: float64 `[2, d]` (`[2, d + 1]` with the bias coordinate), orthonormal rows.
         templates: float64 `[3, 2]`, the templates' coordinates.
-        with_bias: whether the bias is the templates' last coordinate, and 1 that of the activations.
+        with_bias: Whether the bias is the templates' last coordinate, and 1 that of the activations.
     """
 
     classes: tuple[int, int, int]
@@ -36,13 +36,13 @@ class Plane:
     with_bias: bool
 
     def project(self, penultimate: np.ndarray) -> np.ndarray:
-        """Returns the coordinates float64 `[N, 2]` of activations `[N, d]` in this plane."""
+        """Return the coordinates float64 `[N, 2]` of activations `[N, d]` in this plane."""
         penultimate = arguments.real(penultimate, "penultimate activations")
         num_features = self.basis.shape[1] - self.with_bias
         if penultimate.ndim != 2 or penultimate.shape[1] != num_features:
             raise ValueError(
                 f"Expected penultimate activations of shape [N, {num_features}], as the kernel has "
-                f"{num_features} rows; got {penultimate.shape}."
+                f"{num_features} rows; received {penultimate.shape}."
             )
         axes = self.basis[:, :num_features].T
         blocks = (penultimate[at : at + _BLOCK] for at in range(0, len(penultimate), _BLOCK))
@@ -55,8 +55,8 @@ class TriangleRegularity:
     """How far a triangle is from equilateral; both are 0 where it is.
 
     Attributes:
-        edge_variation: standard deviation of the three edge lengths over their mean; NaN if all are 0.
-        angle_spread: standard deviation of the three angles, degrees; NaN where two corners coincide.
+        edge_variation: Standard deviation of the three edge lengths over their mean; NaN if all are 0.
+        angle_spread: Standard deviation of the three angles, degrees; NaN where two corners coincide.
     """
 
     edge_variation: float
@@ -64,7 +64,7 @@ class TriangleRegularity:
 
 
 def template_plane(kernel: np.ndarray, bias: np.ndarray, classes: Sequence[int], *, with_bias: bool = False) -> Plane:
-    """Returns the affine plane through the templates of three classes, with an orthonormal basis.
+    """Return the affine plane through the templates of three classes, with an orthonormal basis.
 
     The first axis points from the first template towards the second; the second axis is the part of
     (third - first) across it, so the third template lies on the positive side. Coordinates are inner products
@@ -80,8 +80,8 @@ def template_plane(kernel: np.ndarray, bias: np.ndarray, classes: Sequence[int],
     Args:
         kernel: `[d, K]`, a template per column.
         bias: `[K]`; used only where `with_bias`.
-        classes: three different classes in [0, K).
-        with_bias: the paper's section 1.1 counts the bias among the weights; its figures need no such choice.
+        classes: Three different classes in [0, K).
+        with_bias: The paper's section 1.1 counts the bias among the weights; its figures need no such choice.
 
     Returns:
         A `Plane`; `plane.project(penultimate)` gives the picture's points.
@@ -90,7 +90,7 @@ def template_plane(kernel: np.ndarray, bias: np.ndarray, classes: Sequence[int],
         ValueError: Shapes that do not fit, not three different classes in range, NaN or infinity, or
             templates on one line (within 1e-6 of the longest edge).
 
-    Example: the corners (1, 0), (0, 1), (0, 0), seen along the first edge.
+    Example: The corners (1, 0), (0, 1), (0, 0), seen along the first edge.
 
     >>> plane = template_plane(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), np.zeros(3), (0, 1, 2))
     >>> plane.templates.round(3)  # the first two 1.414 apart, the third below their middle: at 0
@@ -103,7 +103,7 @@ def template_plane(kernel: np.ndarray, bias: np.ndarray, classes: Sequence[int],
     with_bias = arguments.flag(with_bias, "with_bias")
     kernel, bias = (arguments.real(values, name).astype(float) for values, name in ((kernel, "kernel"), (bias, "bias")))
     if kernel.ndim != 2 or bias.shape != kernel.shape[1:]:
-        raise ValueError(f"Expected a kernel [d, K] and a bias [K]; got shapes {kernel.shape} and {bias.shape}.")
+        raise ValueError(f"Expected a kernel [d, K] and a bias [K]; received shapes {kernel.shape} and {bias.shape}.")
     classes = arguments.classes(classes, "classes", 3, kernel.shape[1])
     templates = (np.vstack([kernel, bias]) if with_bias else kernel)[:, classes].T
     if not np.isfinite(templates).all():
@@ -122,12 +122,12 @@ def template_plane(kernel: np.ndarray, bias: np.ndarray, classes: Sequence[int],
 
 
 def cluster_centres(points: np.ndarray, labels: np.ndarray, plane: Plane) -> np.ndarray:
-    """Returns the mean point `[3, 2]` of each of the plane's classes.
+    """Return the mean point `[3, 2]` of each of the plane's classes.
 
     Args:
         points: `[N, 2]`, from `plane.project`.
-        labels: integers `[N]`, or one-hot; examples of other classes are left out.
-        plane: names the classes.
+        labels: Integers `[N]`, or one-hot; examples of other classes are left out.
+        plane: Names the classes.
 
     Returns:
         float64 `[3, 2]`, in the order of `plane.classes`.
@@ -139,16 +139,16 @@ def cluster_centres(points: np.ndarray, labels: np.ndarray, plane: Plane) -> np.
 
 
 def tightness(points: np.ndarray, labels: np.ndarray, plane: Plane, *, reference: np.ndarray | None = None) -> float:
-    """Returns the spread of the clusters as a share of the distance between templates; lower is tighter.
+    """Return the spread of the clusters as a share of the distance between templates; lower is tighter.
 
     The spread is the root mean square distance of a point from its cluster's centre, each of the three
     classes weighing the same; the distance is the mean edge of the templates' triangle.
 
     Args:
         points: `[N, 2]`, from `plane.project`.
-        labels: integers `[N]`, or one-hot; examples of other classes are left out.
-        plane: names the classes and holds the templates.
-        reference: the triangle `[3, 2]` whose mean edge is the unit, in place of the templates'. With
+        labels: Integers `[N]`, or one-hot; examples of other classes are left out.
+        plane: Names the classes and holds the templates.
+        reference: The triangle `[3, 2]` whose mean edge is the unit, in place of the templates'. With
             `cluster_centres` the result no longer depends on how the network divides its scale between
             activations and kernel, and compares networks whose templates differ in length.
 
@@ -158,7 +158,7 @@ def tightness(points: np.ndarray, labels: np.ndarray, plane: Plane, *, reference
     Raises:
         ValueError: Shapes that do not fit, a class without an example, or a reference of one point.
 
-    Example: each cluster is two points at distance 1 on either side of its template; edges are 2 and sqrt 2.
+    Example: Each cluster is two points at distance 1 on either side of its template; edges are 2 and sqrt 2.
 
     >>> plane = template_plane(np.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]), np.zeros(3), (0, 1, 2))
     >>> points = np.concatenate([plane.templates + (0, 1), plane.templates - (0, 1)])
@@ -174,7 +174,7 @@ def tightness(points: np.ndarray, labels: np.ndarray, plane: Plane, *, reference
 
 
 def triangle_regularity(triangle: np.ndarray) -> TriangleRegularity:
-    """Returns how far three points, such as `cluster_centres`, are from an equilateral triangle.
+    """Return how far three points, such as `cluster_centres`, are from an equilateral triangle.
 
     Args:
         triangle: `[3, 2]`.
@@ -185,7 +185,7 @@ def triangle_regularity(triangle: np.ndarray) -> TriangleRegularity:
     Raises:
         ValueError: Not three finite points of the plane.
 
-    Example: half a square has edges 1, 1, sqrt 2 and angles 90, 45, 45.
+    Example: Half a square has edges 1, 1, sqrt 2 and angles 90, 45, 45.
 
     >>> regularity = triangle_regularity(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     >>> round(regularity.edge_variation, 6), round(regularity.angle_spread, 6)  # the angles: 15 sqrt 2
@@ -203,7 +203,7 @@ def triangle_regularity(triangle: np.ndarray) -> TriangleRegularity:
 
 
 def scale(points: np.ndarray, labels: np.ndarray, plane: Plane) -> float:
-    """Returns the mean distance of the projected activations from the origin, each class weighing the same.
+    """Return the mean distance of the projected activations from the origin, each class weighing the same.
 
     The origin is that of `template_plane`, where the three logits are equal (but for the biases), so that a
     large scale means large logit differences. A distance does not depend on the axes, so neither does the scale on
@@ -211,8 +211,8 @@ def scale(points: np.ndarray, labels: np.ndarray, plane: Plane) -> float:
 
     Args:
         points: `[N, 2]`, from `plane.project`.
-        labels: integers `[N]`, or one-hot; examples of other classes are left out.
-        plane: names the classes.
+        labels: Integers `[N]`, or one-hot; examples of other classes are left out.
+        plane: Names the classes.
 
     Returns:
         A number of at least 0, in the units of the activations.
@@ -230,11 +230,11 @@ def scale(points: np.ndarray, labels: np.ndarray, plane: Plane) -> float:
 
 
 def class_means(penultimate: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns the mean activation `[K, d]` of each class.
+    """Return the mean activation `[K, d]` of each class.
 
     Args:
         penultimate: `[N, d]`.
-        labels: integers `[N]` in [0, K), or one-hot.
+        labels: Integers `[N]` in [0, K), or one-hot.
         num_classes: K.
 
     Returns:
@@ -255,7 +255,7 @@ def class_means(penultimate: np.ndarray, labels: np.ndarray, num_classes: int) -
 
 
 def similar_and_different(vectors: np.ndarray) -> tuple[int, int, int]:
-    """Chooses two similar classes and a different one, by a rule and not by eye.
+    """Choose two similar classes and a different one, by a rule and not by eye.
 
     The vectors are centred by their mean. The similar pair a < b has the largest cosine; the different class c
     has the smallest sum of cosines with both. The first such choice wins a tie.
@@ -270,14 +270,14 @@ def similar_and_different(vectors: np.ndarray) -> tuple[int, int, int]:
     Raises:
         ValueError: Fewer than three classes, NaN or infinity, or a class at the mean of all.
 
-    Example: two vectors of nearly one direction, and one opposite.
+    Example: Two vectors of nearly one direction, and one opposite.
 
     >>> similar_and_different(np.array([[0.0, -9.0], [5.0, 4.0], [4.0, 5.0], [-9.0, 0.0]]))
     (1, 2, 0)
     """
     vectors = arguments.real(vectors, "vectors").astype(float)
     if vectors.ndim != 2 or len(vectors) < 3 or not np.isfinite(vectors).all():
-        raise ValueError(f"Expected finite vectors [K, d] of at least three classes; got shape {vectors.shape}.")
+        raise ValueError(f"Expected finite vectors [K, d] of at least three classes; received shape {vectors.shape}.")
     centred = vectors - vectors.mean(axis=0)
     norms = np.linalg.norm(centred, axis=1)
     if norms.min() == 0.0:
@@ -291,7 +291,7 @@ def similar_and_different(vectors: np.ndarray) -> tuple[int, int, int]:
 
 
 def continuum(logits: np.ndarray, labels: np.ndarray, similar: tuple[int, int], different: int) -> float:
-    """Returns how much examples of two similar classes differ in their resemblance to a third, different one.
+    """Return how much examples of two similar classes differ in their resemblance to a third, different one.
 
     An example's resemblance to class c is r = z_c - mean of z_k over all classes but a, b and c, where a, b
     are the similar ones: "how much a poodle is a tench", against everything else that it is not. The result is
@@ -306,9 +306,9 @@ def continuum(logits: np.ndarray, labels: np.ndarray, similar: tuple[int, int], 
 
     Args:
         logits: `[N, K]`, K at least 4.
-        labels: integers `[N]`, or one-hot; examples of other classes than the pair are left out.
-        similar: the pair (a, b).
-        different: the class c.
+        labels: Integers `[N]`, or one-hot; examples of other classes than the pair are left out.
+        similar: The pair (a, b).
+        different: The class c.
 
     Returns:
         A number of at least 0; 0 where smoothing has erased the resemblance.
@@ -330,14 +330,14 @@ def continuum(logits: np.ndarray, labels: np.ndarray, similar: tuple[int, int], 
     logits, labels = _checked_rows(logits, labels, num_classes, "logits")
     if arguments.are_probabilities(logits):
         raise ValueError(
-            "Expected logits; got rows that are non-negative and sum to 1, as probabilities do. Pass the values before "
-            "the softmax, or their logarithms."
+            "Expected logits; received rows that are non-negative and sum to 1, as probabilities do. Pass the values "
+            "before the softmax, or their logarithms."
         )
     similar = arguments.classes(similar, "similar", 2, num_classes)
     chosen = arguments.classes((*similar, different), "similar and different", 3, num_classes)
     if num_classes < 4:
         raise ValueError(
-            f"Resemblance to a third class is measured against the classes beyond the three; got {num_classes}."
+            f"Resemblance to a third class is measured against the classes beyond the three; received {num_classes}."
         )
     others = np.setdiff1d(np.arange(num_classes), chosen)
     resemblances, spreads = [], []
@@ -367,14 +367,14 @@ def _checked_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     values = arguments.real(values, name)
     if values.ndim != 2 or len(values) == 0:
-        raise ValueError(f"Expected {name} with a row per example, at least one; got shape {values.shape}.")
+        raise ValueError(f"Expected {name} with a row per example, at least one; received shape {values.shape}.")
     return values, arguments.labels(labels, len(values), num_classes)
 
 
 def _clusters(points: np.ndarray, labels: np.ndarray, plane: Plane) -> list[np.ndarray]:
     points, labels = _checked_rows(points, labels, None, "points")
     if points.shape[1] != 2 or not np.isfinite(points).all():
-        raise ValueError(f"Expected finite points [N, 2] from plane.project; got shape {points.shape}.")
+        raise ValueError(f"Expected finite points [N, 2] from plane.project; received shape {points.shape}.")
     clusters = [points[labels == label].astype(float) for label in plane.classes]
     for label, cluster in zip(plane.classes, clusters, strict=True):
         if len(cluster) == 0:
@@ -385,5 +385,5 @@ def _clusters(points: np.ndarray, labels: np.ndarray, plane: Plane) -> list[np.n
 def _edges(triangle: np.ndarray) -> np.ndarray:
     triangle = arguments.real(triangle, "points").astype(float)
     if triangle.shape != (3, 2) or not np.isfinite(triangle).all():
-        raise ValueError(f"Expected three finite points, shape (3, 2); got {triangle.shape}.")
+        raise ValueError(f"Expected three finite points, shape (3, 2); received {triangle.shape}.")
     return np.linalg.norm(triangle - np.roll(triangle, -1, axis=0), axis=1)

@@ -26,10 +26,10 @@ class MutualInformation:
     """Estimates of I(X; Y) in nats, X the example's index (uniform on N) and Y its logit difference.
 
     Attributes:
-        same_draws: the paper's estimate, from the draws that the means and the variance were fitted to;
+        same_draws: The paper's estimate, from the draws that the means and the variance were fitted to;
             biased upward by about ½ ln(L / (L - 1)).
         corrected: `same_draws` less that bias; nearly unbiased, except near ln N, where it is too low.
-        lower_bound: from fresh draws, in expectation at most the true information, whatever the
+        lower_bound: From fresh draws, in expectation at most the true information, whatever the
             distribution of Y; None without fresh draws.
     """
 
@@ -39,7 +39,7 @@ class MutualInformation:
 
 
 def mutual_information(draws: np.ndarray, fresh: np.ndarray | None = None) -> MutualInformation:
-    """Estimates the information between training examples and their logit difference under augmentation.
+    """Estimate the information between training examples and their logit difference under augmentation.
 
     Each example x gives L draws y_{x,l} of a logit difference, one for each augmentation of its input. With
     Y | x ~ N(mu_x, sigma²), where mu_x is the mean of the draws of x and sigma² is shared,
@@ -49,7 +49,7 @@ def mutual_information(draws: np.ndarray, fresh: np.ndarray | None = None) -> Mu
     It lies between 0 (the logits say nothing) and ln N (they identify the example); two tight clusters of
     equal size give ln 2, the class alone. Multiplying all logits by a number changes nothing.
 
-    Erratum: the paper prints `+(y - mu)²` for both squares (they are negative), a sum over x in front (it is a
+    Erratum: The paper prints `+(y - mu)²` for both squares (they are negative), a sum over x in front (it is a
     mean), ln sum_x p(y|x) for ln (1/N) sum_x p(y|x), and one index x for the sums inside and outside the
     logarithm. As printed the value is meaningless (about minus a million for two clusters).
 
@@ -73,7 +73,7 @@ def mutual_information(draws: np.ndarray, fresh: np.ndarray | None = None) -> Mu
     Raises:
         ValueError: Wrong shapes, L below 2, NaN or infinity, or draws that never differ within an example.
 
-    Example: two clusters of 300 examples, so ln 2 = 0.693.
+    Example: Two clusters of 300 examples, so ln 2 = 0.693.
 
     >>> noise = np.random.default_rng(0).normal(size=(600, 100))
     >>> centres = np.repeat([-50.0, 50.0], 300)[:, None]
@@ -86,12 +86,13 @@ def mutual_information(draws: np.ndarray, fresh: np.ndarray | None = None) -> Mu
     """
     draws = arguments.real(draws, "draws").astype(float)
     if draws.ndim != 2 or draws.shape[0] < 1 or draws.shape[1] < 2:
-        raise ValueError(f"Expected draws [N, L], at least 2 of each example; got shape {draws.shape}.")
+        raise ValueError(f"Expected draws [N, L], at least 2 of each example; received shape {draws.shape}.")
     if fresh is not None:
         fresh = arguments.real(fresh, "fresh draws").astype(float)
         if fresh.ndim != 2 or len(fresh) != len(draws) or fresh.shape[1] < 1:
             raise ValueError(
-                f"Expected fresh draws of the same {len(draws)} examples, [{len(draws)}, S]; got shape {fresh.shape}."
+                f"Expected fresh draws of the same {len(draws)} examples, [{len(draws)}, S]; received shape "
+                f"{fresh.shape}."
             )
     for name, values in (("draws", draws), ("fresh draws", fresh)):
         if values is not None and not np.isfinite(values).all():
@@ -124,7 +125,7 @@ def _estimate(draws: np.ndarray, means: np.ndarray, variance: float) -> float:
 
 
 def _log_mixture(points: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Returns ln sum_j exp(-(points - means_j)² / 2) for sorted means."""
+    """Return ln sum_j exp(-(points - means_j)² / 2) for sorted means."""
     cells, cell, counts = np.unique(np.floor(points / _CELL), return_inverse=True, return_counts=True)
     centres = (cells + 0.5) * _CELL
     crowded = (counts > _NUM_NODES) & (_distance(centres, means) <= _FAR)
@@ -139,7 +140,7 @@ def _log_mixture(points: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def _interpolated(points: np.ndarray, row: np.ndarray, centres: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Returns `_log_mixture` at points in the cells about centres[row], from its values at Chebyshev nodes.
+    """Return `_log_mixture` at points in the cells about centres[row], from its values at Chebyshev nodes.
 
     About a centre c the mixture is exp(-(t - c)² / 2) times a sum of slow exponentials in t; a polynomial
     through that sum is as exact as its terms, which are all positive.
@@ -161,7 +162,7 @@ def _interpolated(points: np.ndarray, row: np.ndarray, centres: np.ndarray, mean
 
 
 def _log_sums(points: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Returns ln sum_j exp(-(points - means_j)² / 2), leaving out means that are too far to matter."""
+    """Return ln sum_j exp(-(points - means_j)² / 2), leaving out means that are too far to matter."""
     distance = _distance(points, means)
     reach = np.sqrt(distance**2 + 2 * np.log(len(means) / _NEGLECTED))
     first = np.searchsorted(means, points - reach)
@@ -183,7 +184,7 @@ def _log_sums(points: np.ndarray, means: np.ndarray) -> np.ndarray:
 
 
 def _distance(points: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Returns the distance of each point to the nearest of the sorted means."""
+    """Return the distance of each point to the nearest of the sorted means."""
     above = np.searchsorted(means, points)
     left, right = means[np.maximum(above - 1, 0)], means[np.minimum(above, len(means) - 1)]
     return np.minimum(np.abs(points - left), np.abs(points - right))

@@ -30,9 +30,9 @@ class Variances(NamedTuple):
     Attributes:
         seeds: S, variance of the seeds' values over n.
         residual: R, mean square of what neither seed nor example explains, over n N.
-        examples: max(E - R, 4 step²), E the variance of the examples' means over N.
-        skewness: of the estimate, by the third moment of the examples' means; 0 unless tails are heavy.
-        shrinkage: by how much the end away from 0 is moved out, in units of the differences; 0 for plain means.
+        examples: The larger of E - R and 4 step², E the variance of the examples' means over N.
+        skewness: Of the estimate, by the third moment of the examples' means; 0 unless tails are heavy.
+        shrinkage: By how much the end away from 0 is moved out, in units of the differences; 0 for plain means.
     """
 
     seeds: float
@@ -47,13 +47,13 @@ class Interval:
     """A confidence interval, as `crossed` and `over_seeds` make it.
 
     Attributes:
-        estimate: mean over seeds.
-        low: lower end.
-        high: upper end.
-        level: probability in (0, 1) that such an interval holds the truth; (1 - level) / 2 is left on each side.
+        estimate: Mean over seeds.
+        low: Lower end.
+        high: Upper end.
+        level: Probability in (0, 1) that such an interval holds the truth; (1 - level) / 2 is left on each side.
         num_seeds: n.
         num_examples: N; 0 for an interval over seeds alone.
-        variances: where the width comes from.
+        variances: Where the width comes from.
     """
 
     estimate: float
@@ -70,16 +70,16 @@ class Interval:
         return self.num_seeds < _TOO_FEW_SEEDS
 
     def tail(self, threshold: float) -> float:
-        """Returns the one-sided p value of "the truth lies above the threshold".
+        """Return the one-sided p value of "the truth lies above the threshold".
 
         It is the p at which the lower end of the interval of level 1 - 2p touches the threshold (the upper end,
         where p is above ½). So the interval of level 95 % lies above the threshold where p < 0.025. The p value of
         "below the threshold" is one less this. Values are kept within [1.3e-12, 1 - 1.3e-12].
 
         Args:
-            threshold: a number, in the units of the estimate.
+            threshold: A number, in the units of the estimate.
 
-        Example: mean 2, standard error 1/√3, so t = √12; with 2 degrees of freedom p = (1 - t / √(2 + t²)) / 2.
+        Example: Mean 2, standard error 1/√3, so t = √12; with 2 degrees of freedom p = (1 - t / √(2 + t²)) / 2.
 
         >>> round(over_seeds([1.0, 2.0, 3.0]).tail(0.0), 6)
         0.03709
@@ -105,7 +105,7 @@ def crossed(
     step: float = 0.0,
     heavy_tails: bool = False,
 ) -> Interval:
-    """Returns an interval for a mean difference over fresh seeds and fresh examples.
+    """Return an interval for a mean difference over fresh seeds and fresh examples.
 
     From differences d `[n, N]` between two methods, paired by seed and by example, with S the variance of the seed
     means over n, E the variance of the example means over N, and R the mean square of the interaction over n N,
@@ -128,15 +128,15 @@ def crossed(
 
     Args:
         differences: `[n, N]`, n at least 2 (3 to be of use: see `Interval.too_few_seeds`), N at least 2.
-        level: confidence level in (0, 1).
+        level: Confidence level in (0, 1).
         values: `[n]`, each seed's difference, where it is no plain mean of its row: the bias-reduced ECE, of which
             the rows are contributions (`calibration.calibration_contributions`). Such values are drawn towards 0 in
             every seed alike, where one method's gaps are clear and the other's are noise. So where they differ from
             the rows' means, the end away from 0 is moved out by half a standard deviation of one seed's value,
             √(n R + max(E - R, 4 step²)) / 2. No difference that is there is overlooked for that.
-        step: the least change of a seed's mean, 1/N for accuracy. Where all differences are whole numbers, as
+        step: The least change of a seed's mean, 1/N for accuracy. Where all differences are whole numbers, as
             those of right and wrong answers are, it is at least 1/N whatever is passed.
-        heavy_tails: for NLL.
+        heavy_tails: For NLL.
 
     Returns:
         An `Interval`.
@@ -145,7 +145,7 @@ def crossed(
         ValueError: Not a finite `[n, N]` of real numbers with two seeds and two examples, values that do not fit, a
             level or step out of range, or differences that are all the same and no step.
 
-    Example: two seeds, four examples; S = 0, E = 1/24 and R = 1/12, so that the floor 4/16 rules.
+    Example: Two seeds, four examples; S = 0, E = 1/24 and R = 1/12, so that the floor 4/16 rules.
 
     >>> interval = crossed(np.array([[1, 0, -1, 0], [0, 1, 0, -1]]))
     >>> round(interval.high**2 / 1.959964**2, 6), interval.too_few_seeds  # 1/12 + 4/16
@@ -160,8 +160,8 @@ def crossed(
     differences = _finite(differences, "differences")
     if differences.ndim != 2 or min(differences.shape) < 2:
         raise ValueError(
-            f"Expected differences [seeds, examples], at least two of each; got shape {differences.shape}. One seed "
-            "does not show how much seeds differ: train more."
+            f"Expected differences [seeds, examples], at least two of each; received shape {differences.shape}. One "
+            "seed does not show how much seeds differ: train more."
         )
     num_seeds, num_examples = differences.shape
     seeds, examples = differences.mean(axis=1), differences.mean(axis=0)
@@ -170,7 +170,7 @@ def crossed(
     if values is not None:
         seeds = _finite(values, "values")
         if seeds.shape != (num_seeds,):
-            raise ValueError(f"Expected values [{num_seeds}], one for each seed; got shape {seeds.shape}.")
+            raise ValueError(f"Expected values [{num_seeds}], one for each seed; received shape {seeds.shape}.")
     if np.all(differences == np.round(differences)):
         step = max(step, 1 / num_examples)
     own = np.vdot(residual, residual) / ((num_seeds - 1) * (num_examples - 1)) / (num_seeds * num_examples)
@@ -185,15 +185,15 @@ def crossed(
 
 
 def over_seeds(values: np.ndarray, *, level: float = 0.95, step: float = 0.0) -> Interval:
-    """Returns Student's t interval over seeds, for a quantity that is no mean over examples.
+    """Return Student's t interval over seeds, for a quantity that is no mean over examples.
 
     Mean ± √(t² s² / n + z² 4 step²), with s² the variance of the values. It says what fresh seeds would give on the
     same examples. For accuracy, confidence, NLL and ECE use `crossed`, which covers fresh examples as well.
 
     Args:
         values: `[n]`, one for each seed, n at least 2: differences, paired by seed, or values of one method.
-        level: confidence level in (0, 1).
-        step: the least change of a value, where it moves in steps: seeds that agree by chance leave no zero width.
+        level: Confidence level in (0, 1).
+        step: The least change of a value, where it moves in steps: seeds that agree by chance leave no zero width.
 
     Returns:
         An `Interval`, with `num_examples` 0.
@@ -211,7 +211,7 @@ def over_seeds(values: np.ndarray, *, level: float = 0.95, step: float = 0.0) ->
     values = _finite(values, "values")
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(
-            f"Expected values [seeds] of at least two seeds; got shape {values.shape}. One seed does not show how "
+            f"Expected values [seeds] of at least two seeds; received shape {values.shape}. One seed does not show how "
             "much seeds differ: train more."
         )
     variances = Variances(values.var(ddof=1) / len(values), 0.0, 4 * step**2, 0.0, 0.0)
@@ -219,7 +219,7 @@ def over_seeds(values: np.ndarray, *, level: float = 0.95, step: float = 0.0) ->
 
 
 def holm(p_values: np.ndarray, level: float = 0.05) -> np.ndarray:
-    """Returns which of m tests survive Holm's correction for their number.
+    """Return which of m tests survive Holm's correction for their number.
 
     The smallest p value is compared with level / m, the next with level / (m - 1) and so on; the first that is larger
     ends it. The probability that any test survives whose effect is not there is at most `level`, however the tests
@@ -227,14 +227,14 @@ def holm(p_values: np.ndarray, level: float = 0.05) -> np.ndarray:
 
     Args:
         p_values: `[m]` in [0, 1], such as `Interval.tail(0.0)`: one-sided, of what each claim asserts.
-        level: the probability of one or more false survivors, in (0, 1). Twenty verdicts of 95 % intervals are tests
+        level: The probability of one or more false survivors, in (0, 1). Twenty verdicts of 95 % intervals are tests
             at 0.025 a side.
 
     Returns:
         bool `[m]`, in the order given.
 
     Raises:
-        ValueError: p values that are not `[m]` in [0, 1], or a level out of range.
+        ValueError: P values that are not `[m]` in [0, 1], or a level out of range.
 
     Example: 0.01 ≤ 0.05/3, but 0.03 > 0.05/2, so that 0.04 is not looked at.
 
@@ -246,7 +246,7 @@ def holm(p_values: np.ndarray, level: float = 0.05) -> np.ndarray:
     level = arguments.level(level)
     p_values = np.asarray(p_values, float) if np.size(p_values) == 0 else _finite(p_values, "p values")
     if p_values.ndim != 1 or np.any((p_values < 0.0) | (p_values > 1.0)):
-        raise ValueError(f"Expected p values [tests] in [0, 1]; got {p_values}.")
+        raise ValueError(f"Expected p values [tests] in [0, 1]; received {p_values}.")
     order = np.argsort(p_values, kind="stable")
     passed = p_values[order] <= level / np.arange(len(order), 0, -1)
     survives = np.empty(len(order), bool)
@@ -262,7 +262,7 @@ def _finite(values: Any, name: str) -> np.ndarray:
             "Leave out a network that diverged, with the one it is paired with."
         )
     if np.abs(array).max(initial=0.0) > _LARGEST:
-        raise ValueError(f"Expected {name} within {_LARGEST:g}, whose powers are float64 numbers; got others.")
+        raise ValueError(f"Expected {name} within {_LARGEST:g}, whose powers are float64 numbers; received others.")
     return array
 
 
@@ -282,7 +282,7 @@ def _interval(
 
 
 def _end(estimate: float, variances: Variances, num_seeds: int, z: float) -> float:
-    """Returns the lower end of the interval that leaves the normal tail beyond z below it; for z < 0 the upper one."""
+    """Return the lower end of the interval that leaves the normal tail beyond z below it; for z < 0 the upper one."""
     t = -special.stdtrit(num_seeds - 1, special.ndtr(-abs(z)))
     half = np.sqrt(max(t**2 * variances.seeds, z**2 * variances.residual) + z**2 * variances.examples)
     end = estimate - np.sign(z) * half

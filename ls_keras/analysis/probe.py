@@ -57,7 +57,7 @@ class Probe:
     graphics processors may round to 10 bits) and to 2^-6 where activations or logits are bfloat16.
 
     Args:
-        network: folder of the SavedModel, or an object with the three functions, as `artifact.endpoints(model)`
+        network: Folder of the SavedModel, or an object with the three functions, as `artifact.endpoints(model)`
             makes it of a Keras model.
 
     Attributes:
@@ -101,7 +101,7 @@ class Probe:
         self.num_classes = self.kernel.shape[1]
 
     def serve(self, x: Any) -> np.ndarray:
-        """Returns the logits float32 `[n, K]` of a batch of inputs.
+        """Return the logits float32 `[n, K]` of a batch of inputs.
 
         Raises:
             ValueError: Inputs of another shape or kind than the network's, with NaN or infinity, or none.
@@ -109,11 +109,11 @@ class Probe:
         return self._served(_finite_inputs(self._serve.fitted(x), self._serve.name))
 
     def probe(self, x: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the penultimate activations `[n, d]` and the logits `[n, K]`, float32; raises as `serve`."""
+        """Return the penultimate activations `[n, d]` and the logits `[n, K]`, float32; raise as `serve`."""
         return self._probed(_finite_inputs(self._probe.fitted(x), self._probe.name))
 
     def collect(self, dataset: tf.data.Dataset | tuple[Any, ...], limit: int | None = None) -> Collected:
-        """Returns activations, logits and labels of every example of a data set; see `batches`.
+        """Return activations, logits and labels of every example of a data set; see `batches`.
 
         Returns:
             A `Collected`: float32 arrays, in memory once, and one of them twice while batches are joined.
@@ -124,14 +124,14 @@ class Probe:
         return Collected(**{name: _joined(blocks) for name, blocks in columns.items()})
 
     def batches(self, dataset: tf.data.Dataset | tuple[Any, ...], limit: int | None = None) -> Iterator[Collected]:
-        """Yields activations, logits and labels of the examples of a data set, batch by batch.
+        """Yield activations, logits and labels of the examples of a data set, batch by batch.
 
         Args:
-            dataset: a `tf.data.Dataset` of batches `(x, labels)` or `(x, labels, weight)`, or such a tuple of whole
+            dataset: A `tf.data.Dataset` of batches `(x, labels)` or `(x, labels, weight)`, or such a tuple of whole
                 arrays; x may be a dictionary. Labels are class indices `[n]` or `[n, 1]`, also as floats, or one-hot
                 rows `[n, K]`. Rows of weight 0 (padding) are dropped and may hold anything. A network of sequences has
                 labels and weights `[n, ...]` for its positions, each an example of its own, in order.
-            limit: at most so many examples, the first ones; None for all. An endless data set needs it.
+            limit: At most so many examples, the first ones; None for all. An endless data set needs it.
 
         Raises:
             ValueError: No example, an endless data set without a limit, inputs as in `serve`, labels that name no
@@ -141,8 +141,8 @@ class Probe:
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, numbers.Integral) or limit < 1):
             received = repr(limit) if isinstance(limit, numbers.Number) else type(limit).__name__
             raise ValueError(
-                f"Expected limit to be an integer of at least 1, or None for every example; got {received}. Arrays "
-                "come as one tuple: collect((x, labels))."
+                f"Expected limit to be an integer of at least 1, or None for every example; received {received}. "
+                "Arrays come as one tuple: collect((x, labels))."
             )
         num_examples, num_rows = 0, 0
         for batch in _batches(dataset, limit):
@@ -150,7 +150,7 @@ class Probe:
             x = self._probe.fitted(x)
             if len(labels) != _num_rows(x):
                 raise ValueError(
-                    f"Expected a label for each example; got {_num_rows(x)} examples and {len(labels)} labels."
+                    f"Expected a label for each example; received {_num_rows(x)} examples and {len(labels)} labels."
                 )
             rows = np.flatnonzero(weight.reshape(len(labels), -1).any(axis=1))
             # Beyond the limit, inputs may hold anything, as they may where nothing counts.
@@ -170,12 +170,12 @@ class Probe:
             raise ValueError("The data set has no example of weight above 0. Check the split and the filters.")
 
     def logit_differences(self, dataset: tf.data.Dataset, pair: tuple[int, int]) -> np.ndarray:
-        """Returns the difference of two logits for repeated draws of the same examples.
+        """Return the difference of two logits for repeated draws of the same examples.
 
         Args:
-            dataset: batches `(x, index)`; every index, the example that x is an augmented draw of, occurs
+            dataset: Batches `(x, index)`; every index, the example that x is an augmented draw of, occurs
                 equally often, in any order.
-            pair: two classes (a, b).
+            pair: Two classes (a, b).
 
         Returns:
             float64 `[N, L]`: logit a less logit b, a row for each index in ascending order and a column for
@@ -194,7 +194,7 @@ class Probe:
             raise ValueError("The data set of draws is empty. Check the indices and the number of draws.")
         logits, indices = _finite(_joined(logits)).astype(float), _joined(indices)
         if indices.dtype.kind not in "iu":
-            raise ValueError(f"Expected the index of each draw's example as integers; got dtype {indices.dtype}.")
+            raise ValueError(f"Expected the index of each draw's example as integers; received dtype {indices.dtype}.")
         examples, counts = np.unique(indices, return_counts=True)
         if counts.min() != counts.max():
             raise ValueError(
@@ -207,18 +207,19 @@ class Probe:
     def _counted(
         self, activation: np.ndarray, logit: np.ndarray, labels: np.ndarray, weight: np.ndarray, most: int | None
     ) -> Collected:
-        """Returns the examples that count, at most so many; each position of a sequence is one."""
+        """Return the examples that count, at most so many; each position of a sequence is one."""
         positions = logit.shape[:-1]
         if labels.shape[: len(positions)] != positions or labels.ndim > len(positions) + 1:
             raise ValueError(
-                f"Expected class indices of shape {list(positions)}, or one-hot rows; got labels of shape "
+                f"Expected class indices of shape {list(positions)}, or one-hot rows; received labels of shape "
                 f"{list(labels.shape)}. {_THIS_DATA}"
             )
         if weight.shape == (*positions, 1):
             weight = weight[..., 0]
         if weight.shape not in (positions, positions[:1]):
             raise ValueError(
-                f"Expected a weight for each of {' x '.join(map(str, positions))} labels; got shape {weight.shape}."
+                f"Expected a weight for each of {' x '.join(map(str, positions))} labels; received shape "
+                f"{weight.shape}."
             )
         weight = np.broadcast_to(weight.reshape(weight.shape + (1,) * (len(positions) - weight.ndim)), positions)
         kept = np.flatnonzero(weight)[:most]
@@ -240,7 +241,7 @@ class Probe:
         if not (isinstance(outputs, dict) and {"penultimate", "logits"} <= set(outputs)):
             raise ValueError(
                 f"Expected probe(x) of the {self.name} to return a dict with penultimate and "
-                f"logits; got {list(outputs) if isinstance(outputs, dict) else type(outputs).__name__}. "
+                f"logits; received {list(outputs) if isinstance(outputs, dict) else type(outputs).__name__}. "
                 f"{_HOW_TO_EXPORT}"
             )
         return self._rows(outputs["penultimate"], x, "probe"), self._rows(outputs["logits"], x, "probe")
@@ -249,8 +250,8 @@ class Probe:
         shape = tuple(getattr(values, "shape", ()))
         if shape[:1] != (_num_rows(x),):
             raise ValueError(
-                f"Expected {name}(x) of the {self.name} to return a row for each of {_num_rows(x)} examples; got shape "
-                f"{shape}. {_HOW_TO_EXPORT}"
+                f"Expected {name}(x) of the {self.name} to return a row for each of {_num_rows(x)} examples; received "
+                f"shape {shape}. {_HOW_TO_EXPORT}"
             )
         return _float32(values)
 
@@ -258,13 +259,13 @@ class Probe:
         if not (isinstance(outputs, dict) and {"kernel", "bias"} <= set(outputs)):
             raise ValueError(
                 f"Expected templates() of the {self.name} to return a dict with kernel and bias; "
-                f"got {list(outputs) if isinstance(outputs, dict) else type(outputs).__name__}. "
+                f"received {list(outputs) if isinstance(outputs, dict) else type(outputs).__name__}. "
                 f"{_HOW_TO_EXPORT}"
             )
         kernel, bias = (_at_least_float32(outputs[name]) for name in ("kernel", "bias"))
         if kernel.ndim != 2 or bias.shape != kernel.shape[1:] or kernel.shape[1] < 2:
             raise ValueError(
-                "Expected a kernel of shape [d, K] and a bias of shape [K], K at least 2; got "
+                "Expected a kernel of shape [d, K] and a bias of shape [K], K at least 2; received "
                 f"{kernel.shape} and {bias.shape} from the {self.name}. {_HOW_TO_EXPORT}"
             )
         if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
@@ -276,7 +277,7 @@ class Probe:
         if penultimate.shape != (*logits.shape[:-1], num_features) or logits.shape[-1] != num_classes:
             raise ValueError(
                 f"Expected penultimate [N, {num_features}] and logits [N, {num_classes}], as the kernel has "
-                f"shape {self.kernel.shape}; got {penultimate.shape} and {logits.shape}. {_HOW_TO_EXPORT}"
+                f"shape {self.kernel.shape}; received {penultimate.shape} and {logits.shape}. {_HOW_TO_EXPORT}"
             )
         finite = np.isfinite(logits).all(axis=-1)  # the others are counted and refused later
         for name, values in (("probe", logits), ("serve", self._served(x))):
@@ -298,14 +299,14 @@ def _batches(dataset: Any, limit: int | None) -> Iterator[Any]:
         shapes = [each.shape for each in tf.nest.flatten(arrays)]
         if len({shape[:1] for shape in shapes}) != 1 or () in shapes:
             raise ValueError(
-                "Expected arrays (x, labels) or (x, labels, weight) with a row for each example; got shapes "
+                "Expected arrays (x, labels) or (x, labels, weight) with a row for each example; received shapes "
                 f"{', '.join(map(str, shapes))}."
             )
         starts = range(0, shapes[0][0], _ROWS)
         return (tf.nest.map_structure(lambda each: each[at : at + _ROWS], arrays) for at in starts)  # noqa: B023
     if not isinstance(dataset, Iterable):
         raise ValueError(
-            "Expected a tf.data.Dataset of batches (x, labels), or a tuple of two arrays; got "
+            "Expected a tf.data.Dataset of batches (x, labels), or a tuple of two arrays; received "
             f"{type(dataset).__name__}."
         )
     if limit is None and isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
@@ -314,21 +315,21 @@ def _batches(dataset: Any, limit: int | None) -> Iterator[Any]:
 
 
 def _unpacked(batch: Any) -> tuple[Any, np.ndarray, np.ndarray]:
-    """Returns inputs, labels and weights."""
+    """Return inputs, labels and weights."""
     if not isinstance(batch, tuple) or len(batch) not in (2, 3):
         raise ValueError(
-            "Expected a data set of batches (x, labels) or (x, labels, weight); got "
+            "Expected a data set of batches (x, labels) or (x, labels, weight); received "
             f"{f'{len(batch)} elements' if isinstance(batch, tuple) else type(batch).__name__} a batch."
         )
     x, labels, *weight = batch
     labels = np.asarray(labels)
     if labels.ndim == 0:
-        raise ValueError("Expected a data set of batches; got single examples. Batch it: dataset.batch(100).")
+        raise ValueError("Expected a data set of batches; received single examples. Batch it: dataset.batch(100).")
     weight = np.asarray(weight[0]) if weight else np.ones(len(labels))
     if not (weight.dtype.kind in "biuf" and np.isfinite(weight).all() and (weight >= 0).all()):
-        raise ValueError("Weights must be finite numbers from 0 on; got others. 0 leaves an example out.")
+        raise ValueError("Weights must be finite numbers from 0 on; received others. 0 leaves an example out.")
     if weight.shape[:1] != labels.shape[:1]:
-        raise ValueError(f"Expected a weight for each of {len(labels)} labels; got shape {weight.shape}.")
+        raise ValueError(f"Expected a weight for each of {len(labels)} labels; received shape {weight.shape}.")
     return x, labels, weight
 
 

@@ -14,8 +14,8 @@ import importlib
 from typing import Any
 
 _WRITING = ("Endpoints", "endpoints", "export")
-_READING = ("Endpoint", "digest", "load")
-__all__ = ["Endpoint", "Endpoints", "digest", "endpoints", "export", "load"]
+_READING = ("Endpoint", "digest", "load", "reason")
+__all__ = ["Endpoint", "Endpoints", "digest", "endpoints", "export", "load", "reason"]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,10 +34,10 @@ _PLACES = (
 
 
 def load(path: str | Path) -> Any:
-    """Loads a SavedModel, or says what is wrong with its folder.
+    """Load a SavedModel, or say what is wrong with its folder.
 
     Args:
-        path: folder that holds `saved_model.pb`.
+        path: Folder that holds `saved_model.pb`.
 
     Returns:
         What `tf.saved_model.load` returns.
@@ -65,7 +65,7 @@ def load(path: str | Path) -> Any:
 
 
 def digest(path: str | Path) -> str | None:
-    """Returns sixteen hexadecimal digits that say what a SavedModel computes, wherever and whenever it was written.
+    """Return sixteen hexadecimal digits that say what a SavedModel computes, wherever and whenever it was written.
 
     They change with any weight, constant, operation or input and output of its functions. Two trainings that end in
     the same numbers give the same digits, though the bytes of their files differ: TensorFlow numbers functions, and
@@ -112,7 +112,7 @@ def digest(path: str | Path) -> str | None:
 
 
 def _operation(node: Any) -> bytes:
-    """What an operation computes, without the names that differ from one writing to the next."""
+    """Return what an operation computes, without the names that differ from one writing to the next."""
     kept = [
         f"{name} {value}"
         for name, value in sorted(node.attr.items())
@@ -125,7 +125,7 @@ def _operation(node: Any) -> bytes:
 
 
 def disagreement(penultimate: np.ndarray, logits: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> str | None:
-    """Returns by how much logits `[..., K]` are not penultimate `[..., d]` @ kernel + bias; None where they are.
+    """Return by how much logits `[..., K]` are not penultimate `[..., d]` @ kernel + bias; None where they are.
 
     Allowed are 2^-9 of `|penultimate| @ |kernel| + |bias|` in float32, as graphics processors may round to 10 bits, and
     2^-6 where activations or logits are bfloat16.
@@ -154,10 +154,10 @@ class Endpoint:
     without a signature gets its inputs as they are.
 
     Args:
-        function: a `tf.function`, one of a loaded SavedModel's functions or signatures, or any other function of a
+        function: A `tf.function`, one of a loaded SavedModel's functions or signatures, or any other function of a
             tensor or a dictionary of them.
-        name: what messages call it.
-        network: what the function was loaded with, and lives as long as.
+        name: What messages call it.
+        network: What the function was loaded with, and lives as long as.
 
     Raises:
         ValueError: The function takes several inputs that are not in one dictionary or have no names.
@@ -180,10 +180,10 @@ class Endpoint:
         return specs[0] if len(specs) == 1 else None
 
     def __call__(self, x: Any) -> Any:
-        """Returns the function's outputs, with a row for each row of x.
+        """Return the function's outputs, with a row for each row of x.
 
         Args:
-            x: array, tensor or nested lists, `[n, ...]`, or a dictionary of them.
+            x: Array, tensor or nested lists, `[n, ...]`, or a dictionary of them.
 
         Raises:
             ValueError: No signature takes such inputs, or the function fails on them.
@@ -197,7 +197,7 @@ class Endpoint:
             raise ValueError(f"{self.name} fails on inputs of {_kind(_by_name(x))}: {reason(problem)}") from problem
 
     def fitted(self, x: Any) -> Any:
-        """Returns inputs as the function takes them, in whatever number of rows: a tensor, or several by name.
+        """Return inputs as the function takes them, in whatever number of rows: a tensor, or several by name.
 
         Raises:
             ValueError: No signature takes such inputs.
@@ -232,7 +232,7 @@ class Endpoint:
         )
 
     def _trace_of(self, tensors: dict[str, tf.Tensor]) -> "_Trace | None":
-        """The trace that takes inputs in one call or, without one, in turn."""
+        """Return the trace that takes inputs in one call or, without one, in turn."""
         fitting = []
         for trace in self._traces:
             pairs = trace.paired(tensors)
@@ -272,23 +272,23 @@ class Endpoint:
 
 
 def function(network: Any, name: str) -> Callable[..., Any] | None:
-    """Returns the function of that name or, without one, the signature; None if a network has neither."""
+    """Return the function of that name or, without one, the signature; None if a network has neither."""
     found = getattr(network, name, None)
     return found if callable(found) else getattr(network, "signatures", {}).get(name)
 
 
 def function_names(network: Any) -> list[str]:
-    """Returns the names of the functions and signatures that a network has."""
+    """Return the names of the functions and signatures that a network has."""
     names = [name for name in dir(network) if hasattr(getattr(network, name, None), "get_concrete_function")]
     return sorted({name for name in names if not name.startswith("_")} | set(getattr(network, "signatures", ())))
 
 
 def logits_of(outputs: Any, name: str) -> tf.Tensor:
-    """Returns the logits among the outputs of a function: the one that is named so, or the only one.
+    """Return the logits among the outputs of a function: the one that is named so, or the only one.
 
     Args:
-        outputs: a tensor, or a dictionary or list of them.
-        name: what messages call the function.
+        outputs: A tensor, or a dictionary or list of them.
+        name: What messages call the function.
 
     Raises:
         ValueError: There are several outputs, and none is named `logits`.
@@ -307,11 +307,11 @@ def logits_of(outputs: Any, name: str) -> tf.Tensor:
 
 
 def trial_inputs(shape: tuple[int, ...], dtype: tf.DType) -> tf.Tensor:
-    """Returns inputs on which any network may be tried out.
+    """Return inputs on which any network may be tried out.
 
     Args:
-        shape: of the whole batch.
-        dtype: floats are drawn from [0, 1), where logarithms, roots and pixels live; whole numbers are 0 and 1, which
+        shape: Of the whole batch.
+        dtype: Floats are drawn from [0, 1), where logarithms, roots and pixels live; whole numbers are 0 and 1, which
             every vocabulary holds, and strings their digits. The first of a row is 1: a row of pads alone has no mean.
     """
     noise = np.random.default_rng(0).random(shape)
@@ -324,7 +324,7 @@ def trial_inputs(shape: tuple[int, ...], dtype: tf.DType) -> tf.Tensor:
 
 
 def reason(problem: BaseException) -> str:
-    """Returns an error's message in one line, without the places in TensorFlow's graph."""
+    """Return an error's message in one line, without the places in TensorFlow's graph."""
     text = re.sub(r"\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*?\]", "", str(problem))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     told = [line for line in lines if line and not line.startswith(_PLACES)] or [type(problem).__name__]
@@ -339,7 +339,7 @@ class _Trace(NamedTuple):
     arguments: tuple[tuple, dict]
 
     def paired(self, tensors: dict[str, tf.Tensor]) -> list[tuple[tf.Tensor, tf.TensorSpec]] | None:
-        """Each tensor with its specification; None where they are called by other names."""
+        """Return each tensor with its specification; None where they are called by other names."""
         if len(tensors) == len(self.specs) == 1 and "" in (*tensors, *self.specs):
             return [*zip(tensors.values(), self.specs.values(), strict=True)]
         if set(tensors) != set(self.specs):

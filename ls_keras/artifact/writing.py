@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ls_keras import files
+from ls_keras import files, keras_hooks
 from ls_keras.artifact import reading
 
 import keras
@@ -114,7 +114,7 @@ def _specification(inputs: keras.KerasTensor | dict[str, keras.KerasTensor]) -> 
 
 
 def write(module: Endpoints, path: Path) -> None:
-    """Write a SavedModel of what `endpoints` gave, with the weights that the model has now; raises OSError."""
+    """Write a SavedModel of what `endpoints` gave, with the weights that the model has now, or raise OSError."""
     archive = keras.export.ExportArchive()
     archive.track(module.network)
     for name in ("serve", "probe", "templates"):
@@ -166,7 +166,7 @@ def _head(model: keras.Model) -> _Head:
             "`logits` must be a Dense layer without activation directly on `penultimate`, and the last layer with "
             f"weights; received {', '.join(map(_named, weighty))} with activation {activation.__name__}."
         )
-    if len(penultimate._inbound_nodes) == 1 and (call := _call_before(output, logits)):
+    if len(keras_hooks.calls_of(penultimate)) == 1 and (call := _call_before(output, logits)):
         return _Head(inputs, call.input_tensors[0], call.output_tensors[0], output, penultimate, logits)
     raise ValueError(
         f"`penultimate` and `logits` of {model.name} must be called once each, on what comes from its input."
@@ -175,10 +175,9 @@ def _head(model: keras.Model) -> _Head:
 
 def _call_before(output: keras.KerasTensor, layer: keras.Layer) -> Any:
     """Return the only call of a layer; of one that embeds the inputs too, the one that the output comes from."""
-    calls = layer._inbound_nodes
+    calls = keras_hooks.calls_of(layer)
     while isinstance(layer, keras.layers.ReversibleEmbedding):
-        operation, index, _ = output._keras_history
-        call = operation._inbound_nodes[index]
+        operation, call = keras_hooks.call_that_made(output)
         if operation is layer or len(call.input_tensors) != 1:
             return call if operation is layer else None
         (output,) = call.input_tensors

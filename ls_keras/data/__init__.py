@@ -2,5 +2,6 @@
 
 from ls_keras.data.dataset import Dataset, rebuild
 from ls_keras.data.images import Images, load_images
+from ls_keras.data.sources import SHAPES
 
-__all__ = ["Dataset", "Images", "load_images", "rebuild"]
+__all__ = ["SHAPES", "Dataset", "Images", "load_images", "rebuild"]

@@ -111,7 +111,7 @@ class Images:
         targets = np.array(targets, np.float32)
         if targets.ndim == 0 or len(targets) != self.num_train:
             raise ValueError(
-                f"targets must have one row for each of the {self.num_train} training examples of {self.name}; "
+                f"`targets` must have one row for each of the {self.num_train} training examples of {self.name}; "
                 f"received shape {targets.shape}."
             )
         if self.augmented:
@@ -252,13 +252,13 @@ class Images:
         chosen = np.asarray(indices)
         if chosen.ndim != 1 or len(chosen) == 0 or not np.issubdtype(chosen.dtype, np.integer):
             raise ValueError(
-                "indices must be a list of one or more whole numbers, received an array of shape "
+                "`indices` must be a list of one or more whole numbers; received an array of shape "
                 f"{chosen.shape} and type {chosen.dtype}."
             )
         if chosen.min() < 0 or chosen.max() >= self.num_train:
             raise ValueError(
-                f"indices must lie between 0 and {self.num_train - 1}, the training examples of {self.name}; received "
-                f"{chosen.min()} to {chosen.max()}."
+                f"`indices` must lie between 0 and {self.num_train - 1}, the training examples of {self.name}; "
+                f"received {chosen.min()} to {chosen.max()}."
             )
         images, _ = self._tensors("train")
         key = _key(seed, _DRAWS)
@@ -277,7 +277,7 @@ class Images:
 
     def _split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         if split not in self.arrays:
-            raise ValueError(f"split must be one of {', '.join(self.arrays)}; received {split!r}.")
+            raise ValueError(f"`split` must be one of {', '.join(self.arrays)}; received {split!r}.")
         return self.arrays[split]
 
     def _tensors(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
@@ -363,12 +363,12 @@ def load_images(
             _check_whole(option, value, minimum)
     if crop_padding and shift:
         raise ValueError(
-            f"crop_padding={crop_padding} and shift={shift} move the image in the same way: give one of them."
+            f"`crop_padding={crop_padding}` and `shift={shift}` move the image in the same way: give one of them."
         )
     if not isinstance(flip, bool):
-        raise ValueError(f"flip must be True or False, received {flip!r}.")
+        raise ValueError(f"`flip` must be True or False; received {flip!r}.")
     if scaling not in ("standardize", "unit"):
-        raise ValueError(f"scaling must be 'standardize' or 'unit', received {scaling!r}.")
+        raise ValueError(f"`scaling` must be 'standardize' or 'unit'; received {scaling!r}.")
 
     source = read_arrays(name, data_dir)
     images, labels = source.train_images, source.train_labels
@@ -376,7 +376,7 @@ def load_images(
     max_shift, side = crop_padding or shift, min(images.shape[1:3])
     if max_shift >= side:
         raise ValueError(
-            f"crop_padding or shift must be smaller than the images of {name}, {side} pixels; received {max_shift}."
+            f"`crop_padding` or `shift` must be smaller than the images of {name}, {side} pixels; received {max_shift}."
         )
     train_size, held_out_size = _split_sizes(name, len(labels), train_size, held_out_size, has_test)
     if split_seed is not None:
@@ -443,7 +443,7 @@ def _options() -> tf.data.Options:
 
 def _check_whole(name: str, value: int, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not minimum <= value < 2**63:
-        raise ValueError(f"{name} must be a whole number of at least {minimum}, received {value!r}.")
+        raise ValueError(f"`{name}` must be a whole number of at least {minimum}; received {value!r}.")
 
 
 def _split_sizes(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-_DIGITS = tuple("0123456789")
+_DIGITS = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
 # Position = label in the files: the order of the authors' batches.meta.txt and fine_label_names.txt.
 _FASHION = "T-shirt/top, Trouser, Pullover, Dress, Coat, Sandal, Shirt, Sneaker, Bag, Ankle boot"
 _CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
@@ -40,6 +40,15 @@ _IDX_FILES = (
 )
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _CONNECT_SECONDS = 10.0
+
+SHAPES = {
+    "digits": (8, 8, 1, 10),
+    "mnist": (28, 28, 1, 10),
+    "fashion_mnist": (28, 28, 1, 10),
+    "cifar10": (32, 32, 3, 10),
+    "cifar100": (32, 32, 3, 100),
+}
+"""height, width, channels and number of classes of each data set"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +110,7 @@ def read_arrays(name: str, data_dir: str | os.PathLike | None = None) -> Arrays:
     """
     if name == "digits":
         if data_dir is not None:
-            raise ValueError(f"digits come with scikit-learn, so that --data-dir cannot act; received {data_dir}.")
+            raise ValueError(f"The digits come with scikit-learn, so that --data-dir cannot act; received {data_dir}.")
         return _read_digits()
     source = _SOURCES.get(name)
     if source is None:
@@ -269,7 +278,7 @@ def _read_cifar(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
 def _tfds_folder(data_dir: str | os.PathLike | None) -> Path:
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"data_dir must be a folder, received the file {folder}.")
+        raise NotADirectoryError(f"`data_dir` must be a folder; received the file {folder}.")
     return folder
 
 

@@ -16,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 from ls_keras import files
 
@@ -51,6 +51,22 @@ class Checkpoint:
     state: list[np.ndarray]
     metrics: list[np.ndarray]
 
+    def write(self, file: Path | IO[bytes]) -> None:
+        """Write an .npz file, with a checksum of each array."""
+        arrays = {f"state_{i:04d}": array for i, array in enumerate(self.state)}
+        arrays |= {f"metrics_{i:04d}": array for i, array in enumerate(self.metrics)}
+        np.savez(file, history=json.dumps(self.history), **arrays)
+
+    @classmethod
+    def read(cls, file: IO[bytes], step: int) -> Self:
+        """Read what `write` wrote after so many steps; anything of `DAMAGE` may be raised."""
+        with np.load(file) as arrays:
+            state, metrics = (
+                [arrays[name] for name in sorted(arrays.files) if name.startswith(kind)]
+                for kind in ("state_", "metrics_")
+            )
+            return cls(step, json.loads(str(arrays["history"])), state, metrics)
+
 
 class Checkpoints:
     """The last checkpoints of a run, each whole on the disk before an older one is removed.
@@ -69,11 +85,9 @@ class Checkpoints:
 
     def save(self, checkpoint: Checkpoint) -> None:
         self.folder.mkdir(exist_ok=True)
-        arrays = {f"state_{i:04d}": array for i, array in enumerate(checkpoint.state)}
-        arrays |= {f"metrics_{i:04d}": array for i, array in enumerate(checkpoint.metrics)}
         path = self.folder / f"step-{checkpoint.step:09d}.npz"
         with files.beside(path) as temporary:
-            np.savez(temporary, history=json.dumps(checkpoint.history), **arrays)  # with a checksum of each array
+            checkpoint.write(temporary)
             _to_disk(temporary)
         _to_disk(self.folder)
         for old in self.paths()[self.keep :]:
@@ -88,12 +102,8 @@ class Checkpoints:
         paths, damaged = self.paths(), []
         for path in paths:
             try:
-                with path.open("rb") as file, np.load(file) as arrays:
-                    state, metrics = (
-                        [arrays[name] for name in sorted(arrays.files) if name.startswith(kind)]
-                        for kind in ("state_", "metrics_")
-                    )
-                    found = Checkpoint(int(path.stem[5:]), json.loads(str(arrays["history"])), state, metrics)
+                with path.open("rb") as file:
+                    found = Checkpoint.read(file, step_of(path))
             except DAMAGE as problem:
                 damaged.append(f"{path} is damaged ({problem})")
                 continue
@@ -106,6 +116,11 @@ class Checkpoints:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the number of steps in a checkpoint's name."""
+    return int(checkpoint.stem.removeprefix("step-"))
 
 
 @contextlib.contextmanager
@@ -152,7 +167,9 @@ def sweep(folder: Path) -> None:
     """Remove what killed processes left half-written in a folder that no process works in.
 
     Of what a run writes alone: students of a finished network keep its answers in its folder, and may be writing now.
+    Of those goes what dead ones of this host have left.
     """
+    files.remove_abandoned(folder)
     names = ("config.json", "history.csv", "saved_model", "examples.npz", "metrics.json")
     for pattern in (*(f".{name}.*" for name in names), "checkpoints/.*", "snapshots/.*"):
         for path in folder.glob(pattern):

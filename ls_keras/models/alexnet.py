@@ -20,7 +20,7 @@ def alexnet(
     weight_decay: float = 0.0,
     seed: int | None = None,
 ) -> keras.Model:
-    """Two convolutions with overlapping pooling and local response normalization, two dense layers, logits.
+    """Build two convolutions with overlapping pooling and local response normalization, two dense layers, logits.
 
     conv1 → max-pool → LRN → conv2 → LRN → max-pool → local3 (384) → local4 (192) → logits. The second
     normalization comes before its pooling, as in the tutorial; "local" layers are fully connected.
@@ -28,24 +28,23 @@ def alexnet(
     Args:
         input_shape: (height, width, channels), any size. The tutorial: (24, 24, 3); the paper, likely:
             (32, 32, 3).
-        num_classes: number of logits, at least 2.
+        num_classes: Number of logits, at least 2.
         weight_decay: λ of the term ½·λ·‖w‖² on the kernels of local3 and local4, the two layers that the
             tutorial decays (there 0.004; the paper says 0.04).
-        seed: makes the initial weights reproducible.
+        seed: Makes the initial weights reproducible.
 
     Returns:
         An uncompiled functional `keras.Model` from [batch, height, width, channels] to float32 logits
         [batch, num_classes]. local4, after its ReLU, is named "penultimate", the last layer "logits".
 
     Raises:
-        ValueError: for sizes that are not positive or a negative weight decay.
+        ValueError: For sizes that are not positive or a negative weight decay.
 
     Example:
         >>> alexnet((24, 24, 3), 10).count_params()
         1068298
 
-    Reference:
-        TensorFlow tutorials, image/cifar10/cifar10.py; the paper's A.1.
+    Reference: TensorFlow tutorials, image/cifar10/cifar10.py; the paper's A.1.
     """
     check_sizes(input_shape, num_classes)
     decay = weight_decay_regularizer(weight_decay)

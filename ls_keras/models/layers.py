@@ -13,30 +13,32 @@ def check_sizes(input_shape: Sequence[int], num_classes: int, *, image: bool = T
     """Raise unless a network can be built for these inputs and classes.
 
     Args:
-        input_shape: shape of one example, without the batch axis.
-        num_classes: number of classes, at least 2.
-        image: whether the network needs (height, width, channels).
+        input_shape: Shape of one example, without the batch axis.
+        num_classes: Number of classes, at least 2.
+        image: Whether the network needs (height, width, channels).
 
     Raises:
-        ValueError: for a size that is not a positive integer, the wrong rank, or fewer than two classes.
+        ValueError: For a size that is not a positive integer, the wrong rank, or fewer than two classes.
     """
     shape = tuple(input_shape)
     if not shape or any(not isinstance(size, int | np.integer) or size < 1 for size in shape):
-        raise ValueError(f"input_shape must hold positive integers, the shape of one example; received {input_shape}.")
+        raise ValueError(
+            f"`input_shape` must hold positive integers, the shape of one example; received {input_shape}."
+        )
     if image and len(shape) != 3:
         raise ValueError(
-            f"input_shape must be (height, width, channels); received {input_shape}. "
+            f"`input_shape` must be (height, width, channels); received {input_shape}. "
             "Add a channel axis to grey images: (28, 28, 1)."
         )
     if num_classes < 2:
-        raise ValueError(f"num_classes must be at least 2; received {num_classes}.")
+        raise ValueError(f"`num_classes` must be at least 2; received {num_classes}.")
 
 
 def initializer_seeds(seed: int | None) -> Iterator[int | None]:
     """Yield one seed per initializer, all different, all determined by `seed`.
 
     Args:
-        seed: an integer, or None to leave the choice to Keras (`keras.utils.set_random_seed`).
+        seed: An integer, or None to leave the choice to Keras (`keras.utils.set_random_seed`).
 
     Returns:
         An endless iterator of integers in [0, 2³¹), or of None.
@@ -47,7 +49,7 @@ def initializer_seeds(seed: int | None) -> Iterator[int | None]:
 
 
 def weight_decay_regularizer(weight_decay: float) -> keras.regularizers.Regularizer | None:
-    """Weight decay as the literature writes it: a term ½·λ·‖w‖² in the loss, so that its gradient is λ·w.
+    """Return weight decay as the literature writes it: a term ½·λ·‖w‖² in the loss, so that its gradient is λ·w.
 
     Args:
         weight_decay: λ ≥ 0. Zero gives no regularizer.
@@ -56,19 +58,19 @@ def weight_decay_regularizer(weight_decay: float) -> keras.regularizers.Regulari
         `keras.regularizers.L2(λ/2)`, because Keras's `L2(c)` is c·‖w‖² without the half; or None.
 
     Raises:
-        ValueError: if λ is negative.
+        ValueError: If λ is negative.
 
     Example:
         >>> float(weight_decay_regularizer(0.1)(np.array([3.0, 4.0])))  # 0.1 · 25 / 2
         1.25
     """
     if weight_decay < 0:
-        raise ValueError(f"weight_decay must be at least 0; received {weight_decay}.")
+        raise ValueError(f"`weight_decay` must be at least 0; received {weight_decay}.")
     return keras.regularizers.L2(weight_decay / 2) if weight_decay else None
 
 
 def full_precision() -> str:
-    """Dtype for the layers that must not be rounded under mixed precision: penultimate and logits.
+    """Return the dtype for the layers that must not be rounded under mixed precision: penultimate and logits.
 
     Returns:
         The dtype of the variables under the current policy: "float32" for `float32` and `mixed_bfloat16`,
@@ -109,8 +111,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         >>> np.round(layer.moving_mean, 3).tolist()                   # 0.9 · 0 + 0.1 · 2
         [0.2]
 
-    Reference:
-        Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
+    Reference: Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
     """
 
     def add_weight(self, *args: Any, **options: Any) -> keras.Variable:
@@ -130,7 +131,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             and self.axis in (-1, 3)
             and self.scale
             and self.center
-            and not (self.renorm or self.synchronized)
+            and not (getattr(self, "renorm", False) or self.synchronized)  # renorm is new in Keras 3.15
             and keras.backend.standardize_dtype(inputs.dtype) in ("float16", "bfloat16", "float32")
         )
 
@@ -172,9 +173,9 @@ class LocalResponseNormalization(keras.layers.Layer):
     α, an energy below 35 leaves x as it is.
 
     Args:
-        depth_radius: channels on either side that count, besides the channel itself.
-        bias: added to the scaled energy; positive.
-        alpha: scale of the energy.
+        depth_radius: Channels on either side that count, besides the channel itself.
+        bias: Added to the scaled energy; positive.
+        alpha: Scale of the energy.
         **kwargs: `name`, `dtype` and `trainable`, for `keras.layers.Layer`.
 
     Shapes:
@@ -185,8 +186,7 @@ class LocalResponseNormalization(keras.layers.Layer):
         >>> np.round(layer(np.array([[1.0, 2.0, 0.0]], "float32")), 4).tolist()   # 6^-¾, 2·6^-¾, 0
         [[0.2609, 0.5217, 0.0]]
 
-    Reference:
-        Krizhevsky, Sutskever and Hinton, 2012, section 3.3.
+    Reference: Krizhevsky, Sutskever and Hinton, 2012, section 3.3.
     """
 
     def __init__(self, *, depth_radius: int = 4, bias: float = 1.0, alpha: float = 0.001 / 9, **kwargs: Any) -> None:

@@ -21,30 +21,29 @@ def mlp(
     """Flatten the input, apply hidden ReLU layers, then a linear layer.
 
     Args:
-        input_shape: shape of one example, any rank.
-        num_classes: number of logits, at least 2.
-        units: units of each hidden layer. The paper: (1200, 1200) for teachers, (800, 800) for students.
-        initial_stddev: standard deviation σ of the Gaussian initial weights; biases start at 0. None gives
+        input_shape: Shape of one example, any rank.
+        num_classes: Number of logits, at least 2.
+        units: Units of each hidden layer. The paper: (1200, 1200) for teachers, (800, 800) for students.
+        initial_stddev: Standard deviation σ of the Gaussian initial weights; biases start at 0. None gives
             Keras's default, Glorot uniform.
-        input_dropout: fraction of inputs dropped in training, in [0, 1).
-        dropout: fraction of hidden units dropped in training, in [0, 1).
-        max_norm: after each update, the weights coming into a hidden unit are scaled down to at most this
+        input_dropout: Fraction of inputs dropped in training, in [0, 1).
+        dropout: Fraction of hidden units dropped in training, in [0, 1).
+        max_norm: After each update, the weights coming into a hidden unit are scaled down to at most this
             Euclidean norm. Hinton et al. (2012) bound the squared norm by 15: `max_norm=15**0.5`.
-        seed: makes initial weights and dropout reproducible.
+        seed: Makes initial weights and dropout reproducible.
 
     Returns:
         An uncompiled functional `keras.Model` from [batch, *input_shape] to float32 logits
         [batch, num_classes]; the last hidden layer is named "penultimate", the linear one "logits".
 
     Raises:
-        ValueError: for sizes that are not positive, rates outside [0, 1), σ or norm that is not positive.
+        ValueError: For sizes that are not positive, rates outside [0, 1), σ or norm that is not positive.
 
     Example:
         >>> mlp((28, 28, 1), 10).count_params()  # 784·1200 + 1200² + 1200·10, and 2,410 biases
         2395210
 
-    Reference:
-        Hinton, Vinyals and Dean, 2015, section 3, https://arxiv.org/abs/1503.02531; the paper's A.5.
+    Reference: Hinton, Vinyals and Dean, 2015, section 3, https://arxiv.org/abs/1503.02531; the paper's A.5.
     """
     check_sizes(input_shape, num_classes, image=False)
     _check_options(units, initial_stddev, input_dropout, dropout, max_norm)
@@ -92,10 +91,10 @@ def _check_options(
     max_norm: float | None,
 ) -> None:
     if not units or any(width < 1 for width in units):
-        raise ValueError(f"units must name at least one hidden layer, each of positive width; received {units}.")
+        raise ValueError(f"`units` must name at least one hidden layer, each of positive width; received {units}.")
     for name, rate in (("input_dropout", input_dropout), ("dropout", dropout)):
         if not 0 <= rate < 1:
-            raise ValueError(f"{name} must lie in [0, 1), the fraction of units dropped; received {rate}.")
+            raise ValueError(f"`{name}` must lie in [0, 1), the fraction of units dropped; received {rate}.")
     for name, value in (("initial_stddev", initial_stddev), ("max_norm", max_norm)):
         if value is not None and value <= 0:
-            raise ValueError(f"{name} must be positive, or None to leave it out; received {value}.")
+            raise ValueError(f"`{name}` must be positive, or None to leave it out; received {value}.")

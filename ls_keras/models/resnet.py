@@ -24,7 +24,7 @@ def resnet(
     synchronized: bool = False,
     seed: int | None = None,
 ) -> keras.Model:
-    """Pre-activation ResNet of three groups of (depth − 2)/6 blocks, two 3×3 convolutions in each block.
+    """Build a pre-activation ResNet of three groups of (depth − 2)/6 blocks, two 3×3 convolutions in each block.
 
     A block is BN-ReLU-conv-BN-ReLU-conv plus its shortcut. It differs from He et al. (2016) where
     tensor2tensor, which the paper used, does: groups are twice as wide; the first block of every group has
@@ -33,22 +33,22 @@ def resnet(
 
     Args:
         input_shape: (height, width, channels), any size.
-        num_classes: number of logits, at least 2.
-        depth: number of layers with weights, 6n + 2 for n blocks in a group: 8, 14, 20, …; the paper: 56.
-        widths: channels of the stem and of the three groups. He et al.: (16, 16, 32, 64).
-        stem_kernel: side of the first convolution, odd. The paper: 3; tensor2tensor's default: 7.
+        num_classes: Number of logits, at least 2.
+        depth: Number of layers with weights, 6n + 2 for n blocks in a group: 8, 14, 20, …; the paper: 56.
+        widths: Channels of the stem and of the three groups. He et al.: (16, 16, 32, 64).
+        stem_kernel: Side of the first convolution, odd. The paper: 3; tensor2tensor's default: 7.
         weight_decay: λ of the term ½·λ·‖w‖² on convolution kernels, the logits kernel, and γ and β of batch
             normalization: everything but the logits bias, as tensor2tensor.
-        synchronized: take batch statistics over all replicas of a `tf.distribute` strategy, not over each
+        synchronized: Take batch statistics over all replicas of a `tf.distribute` strategy, not over each
             replica's share. Slower: Keras's code instead of the fused kernel.
-        seed: makes the initial weights reproducible.
+        seed: Makes the initial weights reproducible.
 
     Returns:
         An uncompiled functional `keras.Model` from [batch, height, width, channels] to float32 logits
         [batch, num_classes]. The average over pixels is named "penultimate", the last layer "logits".
 
     Raises:
-        ValueError: for a depth that is not 6n + 2, widths that are not four positive numbers, an even stem
+        ValueError: For a depth that is not 6n + 2, widths that are not four positive numbers, an even stem
             kernel, a negative weight decay, or sizes that are not positive.
 
     Example:
@@ -56,8 +56,7 @@ def resnet(
         >>> sum(weight.numpy().size for weight in model.trainable_weights)
         3419284
 
-    Reference:
-        He et al., 2016, https://arxiv.org/abs/1603.05027; tensor2tensor, models/resnet.py; the paper's A.2.
+    Reference: He et al., 2016, https://arxiv.org/abs/1603.05027; tensor2tensor, models/resnet.py; the paper's A.2.
     """
     check_sizes(input_shape, num_classes)
     _check_options(depth, widths, stem_kernel)
@@ -124,8 +123,8 @@ def resnet(
 
 def _check_options(depth: int, widths: Sequence[int], stem_kernel: int) -> None:
     if depth < 8 or depth % 6 != 2:
-        raise ValueError(f"depth must be 6n + 2 with n ≥ 1 (8, 14, 20, 26, 32, 44, 56, …); received {depth}.")
+        raise ValueError(f"`depth` must be 6n + 2 with n ≥ 1 (8, 14, 20, 26, 32, 44, 56, …); received {depth}.")
     if len(widths) != 4 or any(width < 1 for width in widths):
-        raise ValueError(f"widths must be four positive numbers, of the stem and of three groups; received {widths}.")
+        raise ValueError(f"`widths` must be four positive numbers, of the stem and of three groups; received {widths}.")
     if stem_kernel < 1 or stem_kernel % 2 == 0:
-        raise ValueError(f"stem_kernel must be odd and positive; received {stem_kernel}.")
+        raise ValueError(f"`stem_kernel` must be odd and positive; received {stem_kernel}.")

@@ -1,0 +1,148 @@
+"""Many small networks: as many at a time as there are cores or GPUs, each begun when what it needs is there."""
+
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from typing import Any
+
+from ls_keras.experiment.plan import Where
+
+import tensorflow as tf
+from tqdm import tqdm
+
+# A process takes about half a gigabyte.
+_MOST_WORKERS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A piece of work for one process.
+
+    Attributes:
+        name: By which others wait for it.
+        call: What is done: called with what `after` gave; it and its result can be pickled.
+        after: Names of the jobs whose results it takes, in this order.
+    """
+
+    name: Hashable
+    call: Callable[..., Any]
+    after: tuple[Hashable, ...] = ()
+
+
+def finish(jobs: Sequence[Job], where: Where, *, what: str) -> Iterator[tuple[Hashable, Any]]:
+    """Do all jobs, on every core or GPU of this machine, under one progress bar.
+
+    Small networks train fastest one to a core or a GPU; on one accelerator, or under a strategy that takes several
+    devices for each, one follows the other. A job begins once those are finished that it waits for, earlier ones first.
+
+    Args:
+        jobs: The work; a job comes after those that it waits for.
+        where: The strategy decides.
+        what: Names the work in the progress bar.
+
+    Yields:
+        The name and result of each job, as they finish.
+
+    Raises:
+        ValueError: With several workers, of which each would do everything, or a job that waits for none of these.
+        Exception: What a job raises; those that wait are then not begun.
+
+    Example:
+        >>> jobs = [Job(seed, functools.partial(RECIPE.run, Config(seed=seed))) for seed in range(5)]
+        >>> runs = dict(finish(jobs, Where(), what="networks"))
+    """
+    if where.strategy == "multi-worker" or len(json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})):
+        raise ValueError(
+            "Many networks are trained on one machine: run this without --strategy multi-worker and without TF_CONFIG, "
+            "and give each machine other --seeds if there are several."
+        )
+    known: set[Hashable] = set()
+    for job in jobs:
+        if not set(job.after) <= known:
+            raise ValueError(f"The job {job.name} waits for {job.after}, of which not all come before it.")
+        known.add(job.name)
+    places = _places(where)
+    bar = tqdm(total=len(jobs), desc=what, unit="network", leave=False, disable=where.quiet)
+    with bar:
+        for pair in _one_by_one(jobs) if len(places) < 2 else _side_by_side(jobs, places):
+            bar.update()
+            yield pair
+
+
+def _one_by_one(jobs: Sequence[Job]) -> Iterator[tuple[Hashable, Any]]:
+    results: dict[Hashable, Any] = {}
+    for job in jobs:
+        results[job.name] = job.call(*(results[name] for name in job.after))
+        yield job.name, results[job.name]
+
+
+def _side_by_side(jobs: Sequence[Job], places: Sequence[dict[str, str]]) -> Iterator[tuple[Hashable, Any]]:
+    spawn = multiprocessing.get_context("spawn")
+    free = spawn.SimpleQueue()
+    for place in places:
+        free.put(place)
+    with contextlib.ExitStack() as stack:
+        pool = ProcessPoolExecutor(len(places), spawn, initializer=_begin_worker, initargs=(free,))
+        # On an error the jobs that wait are not begun.
+        stack.callback(pool.shutdown, cancel_futures=True)
+        try:
+            yield from _as_they_can(jobs, pool, len(places))
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # by a signal, at which each writes a checkpoint
+            raise
+
+
+def _as_they_can(jobs: Sequence[Job], pool: ProcessPoolExecutor, number: int) -> Iterator[tuple[Hashable, Any]]:
+    waiting, results, running = list(jobs), {}, {}
+    while waiting or running:
+        # One more than there are processes lies ready; the rest is chosen when what it waits for may be there.
+        for job in [job for job in waiting if results.keys() >= set(job.after)][: number + 1 - len(running)]:
+            waiting.remove(job)
+            running[pool.submit(job.call, *(results[name] for name in job.after))] = job
+        done: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
+        for future in done:
+            name = running.pop(future).name
+            results[name] = future.result()
+            yield name, results[name]
+
+
+def _places(where: Where) -> list[dict[str, str]]:
+    """Return the environment of each process that can work beside the others."""
+    if where.strategy not in ("auto", "cpu"):
+        return [{}]
+    kinds = {device.device_type for device in tf.config.list_physical_devices()} - {"CPU"}
+    if where.strategy == "cpu" or not kinds:
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return [{"CUDA_VISIBLE_DEVICES": ""}] * min(count, _MOST_WORKERS)
+    if kinds != {"GPU"}:
+        return [{}]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(tf.config.list_physical_devices("GPU"))
+    names = visible.split(",")[:count] if visible else map(str, range(count))
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in names]
+
+
+def _begin_worker(free: Any) -> None:
+    place = free.get()
+    os.environ.update(place)  # TensorFlow looks for GPUs when it is first asked
+    # Interrupted from the keyboard, workers end without a traceback each.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    tf.get_logger().setLevel("ERROR")
+    if not place["CUDA_VISIBLE_DEVICES"]:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that began it has ended, however that was: the queue between them would not."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

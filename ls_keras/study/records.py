@@ -1,0 +1,239 @@
+"""What the networks of a study were measured by, in memory and on disk: all that judging needs.
+
+`measured.json` holds numbers, curves and configs, `measured.npz` beside it what has one value for each example, tied to
+it by a digest. Together they are a few megabytes, and belong to no machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ls_keras import files
+
+import numpy as np
+
+FORMAT = "ls_keras study 1"
+_ARRAYS = "measured.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What one network was measured by.
+
+    Attributes:
+        arm: The arm that it belongs to.
+        seed: Its seed.
+        plan: Digest of everything that it was made by and measured with; another plan is another network.
+        config: The fields of its recipe's Config, as JSON.
+        facts: Numbers that its arm was given or computed before training, such as `alpha`, `gamma`, `temperature`.
+        values: Numbers by name.
+        examples: Values of each held-out example by name, float64 [N].
+        curves: Numbers through training by name, float64 [P]; `steps` is one.
+        arrays: What figures show, by name.
+        seconds: Training time of the network on its machine.
+        folder: Where the network lies, below the working folder of the machine that trained it.
+    """
+
+    arm: str
+    seed: int
+    plan: str
+    config: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, float] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    examples: dict[str, np.ndarray] = field(default_factory=dict)
+    curves: dict[str, np.ndarray] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: float = math.nan
+    folder: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """All records of a study.
+
+    Attributes:
+        study: Its name.
+        config: The study's own Config, as JSON.
+        data: What the data are: `name`, `class_names`, `splits` with sizes, `origin`.
+        made: Versions and machine.
+        records: In any order.
+    """
+
+    study: str
+    config: dict[str, Any]
+    data: dict[str, Any]
+    made: dict[str, str]
+    records: tuple[Record, ...]
+
+    def seeds(self, arm: str) -> list[int]:
+        """Return the seeds of an arm's records, ascending."""
+        return sorted(record.seed for record in self.records if record.arm == arm)
+
+    def of(self, arm: str) -> list[Record]:
+        """Return an arm's records by ascending seed.
+
+        Raises:
+            KeyError: There is none.
+        """
+        found = sorted((record for record in self.records if record.arm == arm), key=lambda record: record.seed)
+        if not found:
+            raise KeyError(arm)
+        return found
+
+    def values(self, arm: str, name: str) -> np.ndarray:
+        """Return a number of an arm, float64 [seeds]."""
+        return np.array([record.values[name] for record in self.of(arm)])
+
+    def examples(self, arm: str, name: str) -> np.ndarray:
+        """Return what an arm gives for each example, float64 [seeds, N]."""
+        return np.stack([record.examples[name] for record in self.of(arm)])
+
+    def facts(self, arm: str, name: str) -> np.ndarray:
+        """Return what an arm was given, float64 [seeds]."""
+        return np.array([record.facts[name] for record in self.of(arm)])
+
+    def curves(self, arm: str, name: str) -> np.ndarray:
+        """Return a curve of an arm, float64 [seeds, P]."""
+        return np.stack([record.curves[name] for record in self.of(arm)])
+
+    def joined(self, others: Iterable[Measured]) -> Measured:
+        """Return these records and those of other seeds, measured elsewhere.
+
+        Raises:
+            ValueError: Another study or other data, or one seed twice with two results.
+        """
+        records = {(record.arm, record.seed): record for record in self.records}
+        for other in others:
+            for name in ("study", "data"):
+                if _identity(getattr(self, name)) != _identity(getattr(other, name)):
+                    raise ValueError(
+                        f"Records of two studies cannot be judged together: {name} is {getattr(self, name)} and "
+                        f"{getattr(other, name)}."
+                    )
+            for record in other.records:
+                mine = records.setdefault((record.arm, record.seed), record)
+                if mine.plan != record.plan:
+                    raise ValueError(
+                        f"Seed {record.seed} of {record.arm!r} was measured twice, by two plans: give each machine "
+                        "seeds of its own, and one version of ls_keras."
+                    )
+        return Measured(self.study, self.config, self.data, self.made, tuple(records.values()))
+
+
+def write(measured: Measured, folder: Path) -> None:
+    """Write `measured.npz`, then `measured.json` with its digest, each whole or not at all."""
+    arrays = {
+        f"{record.arm}|{record.seed}|{kind}|{name}": array
+        for record in measured.records
+        for kind in ("examples", "arrays")
+        for name, array in getattr(record, kind).items()
+    }
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.replace(folder / _ARRAYS, content.getvalue())
+    plain = {
+        "format": FORMAT,
+        "study": measured.study,
+        "config": measured.config,
+        "data": measured.data,
+        "made": measured.made,
+        "arrays": {"file": _ARRAYS, "sha256": hashlib.sha256(content.getvalue()).hexdigest()},
+        "networks": [
+            {
+                "arm": record.arm,
+                "seed": record.seed,
+                "plan": record.plan,
+                "folder": record.folder,
+                "seconds": _json(record.seconds),
+                "config": record.config,
+                "facts": record.facts,
+                "values": {name: _json(value) for name, value in record.values.items()},
+                "curves": {name: [_json(value) for value in curve] for name, curve in record.curves.items()},
+            }
+            for record in measured.records
+        ],
+    }
+    files.replace(folder / "measured.json", json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+
+
+def read(folder: Path) -> Measured:
+    """Read what `write` has written.
+
+    Args:
+        folder: A study's folder, or its `measured.json`.
+
+    Raises:
+        FileNotFoundError: There is no `measured.json`.
+        ValueError: It is damaged, of another format, or `measured.npz` is not the one that it was written with.
+    """
+    path = folder if folder.suffix == ".json" else folder / "measured.json"
+    if not path.exists():
+        raise FileNotFoundError(f"There is no measured.json in {path.parent}: name the folder of a study that was run.")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        found = plain["format"]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(
+            f"{path} is no record of a study, or damaged ({problem!r}): remove it to measure again."
+        ) from problem
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has the format {found!r}, and this version of ls_keras reads {FORMAT!r}. Use the version that "
+            "wrote it, or remove it to measure again."
+        )
+    try:
+        content = (path.parent / plain["arrays"]["file"]).read_bytes()
+    except OSError as problem:
+        raise ValueError(f"{path} belongs to {plain['arrays']['file']}, which cannot be read ({problem}).") from problem
+    if hashlib.sha256(content).hexdigest() != plain["arrays"]["sha256"]:
+        raise ValueError(f"{path} was written with another {plain['arrays']['file']}: bring it back, or remove both.")
+    with np.load(io.BytesIO(content)) as stored:
+        arrays = dict(stored)
+    records = tuple(_record(network, arrays) for network in plain["networks"])
+    return Measured(plain["study"], plain["config"], plain["data"], plain["made"], records)
+
+
+def _record(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> Record:
+    def of(kind: str) -> dict[str, np.ndarray]:
+        start = f"{plain['arm']}|{plain['seed']}|{kind}|"
+        return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+
+    return Record(
+        plain["arm"],
+        plain["seed"],
+        plain["plan"],
+        plain["config"],
+        plain["facts"],
+        {name: _number(value) for name, value in plain["values"].items()},
+        of("examples"),
+        {name: np.array([_number(value) for value in curve]) for name, curve in plain["curves"].items()},
+        of("arrays"),
+        _number(plain["seconds"]),
+        plain["folder"],
+    )
+
+
+def _identity(value: Any) -> Any:
+    """Return what makes two data sets the same: not where they lie."""
+    return {name: each for name, each in value.items() if name != "origin"} if isinstance(value, dict) else value
+
+
+def _json(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def seeds_in_common(measured: Measured, arms: Sequence[str]) -> list[int]:
+    """Return the seeds that all these arms have."""
+    return sorted(set.intersection(*(set(measured.seeds(arm)) for arm in arms)))
