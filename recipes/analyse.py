@@ -224,7 +224,10 @@ def _planes(networks: Sequence[study.Network], classes: Sequence[int], class_nam
 
 def _table(measured: dict[str, dict[str, float]]) -> report.Table:
     header = ["quantity", *measured]
-    rows = [[name, *(values[name] for values in measured.values())] for name in next(iter(measured.values()))]
+    rows = [
+        [study.representations.label(name), *(values[name] for values in measured.values())]
+        for name in next(iter(measured.values()))
+    ]
     return report.Table("What was measured; NLL in nats, distances in the units of the activations.", header, rows)
 
 

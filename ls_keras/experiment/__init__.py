@@ -13,7 +13,7 @@ _PLACES = {
     # How a network leaves its experiment; the artifact's own room has it.
     ".artifact.writing": ("endpoints", "export"),
     "plan": ("Config", "Observe", "Recipe", "Where", "check_series", "check_whole", "label", "say", "unknown"),
-    "command": ("Stopped", "main", "messages"),
+    "command": ("Stopped", "main", "messages", "program"),
     "run": ("Examples", "Run"),
     "many": ("Job", "finish"),
 }
@@ -34,6 +34,7 @@ __all__ = [
     "label",
     "main",
     "messages",
+    "program",
     "say",
     "unknown",
 ]

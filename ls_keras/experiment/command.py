@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ls_keras import artifact
@@ -61,7 +60,7 @@ def main(description: str, sizes: Mapping[str, Config], run: Callable[..., Any])
     names = "|".join(sizes)
     chosen = tyro.cli(
         command,
-        prog=f"{_program()} [{names}]",
+        prog=f"{program()} [{names}]",
         description=f"{description}\n{_first(sizes[size])}\nSizes: {', '.join(sizes)}; the defaults below are those "
         f"of `{size}`.",
         default=command(config=sizes[size], where=Where()),
@@ -150,9 +149,10 @@ def _size_first(arguments: list[str], sizes: Mapping[str, Any]) -> list[str]:
     return arguments
 
 
-def _program() -> str:
+def program() -> str:
+    """Return what was typed to run this: `ls-keras NAME`, or `python` and a file."""
     module = getattr(sys.modules["__main__"], "__spec__", None)
-    return f"ls-keras {module.name.rpartition('.')[2]}" if module else Path(sys.argv[0]).name
+    return f"ls-keras {module.name.rpartition('.')[2]}" if module else f"python {sys.argv[0]}"
 
 
 def _first(config: Config) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ls_keras import plots, report
+from ls_keras import experiment, plots, report
 from ls_keras.analysis import intervals
 from ls_keras.study.claims import Claim, judge, write_evidence
 from ls_keras.study.records import Measured
@@ -83,7 +84,7 @@ def made_how(data: Mapping[str, object], **more: str) -> dict[str, str]:
     return {
         "Data": f"{data['name']} from {data['origin']}: {sizes}{stand_in}{known and '; '}{known}",
         **more,
-        "Command": " ".join(["python", *sys.argv]),
+        "Command": shlex.join([*experiment.program().split(), *sys.argv[1:]]),
     }
 
 

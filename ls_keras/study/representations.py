@@ -230,7 +230,7 @@ def tables(measured: Measured, alphas: Sequence[float], calibrated_alpha: float)
             f"Means over the held-out examples, with 95 % intervals over {seeds} seeds and the examples; NLL in nats.",
             ["quantity", *arms_],
             [
-                [_label(name), *(cell(interval(measured, Comparison(Term(arm, name)))) for arm in arms_)]
+                [label(name), *(cell(interval(measured, Comparison(Term(arm, name)))) for arm in arms_)]
                 for name in OUTCOMES
             ],
         ),
@@ -238,12 +238,12 @@ def tables(measured: Measured, alphas: Sequence[float], calibrated_alpha: float)
             f"The rest, with 95 % intervals over {seeds} seeds, by Student's t; distances in the units of the "
             "activations.",
             ["quantity", *arms_],
-            [[_label(name), *(number(measured.values(arm, name)) for arm in arms_)] for name in _REST],
+            [[label(name), *(number(measured.values(arm, name)) for arm in arms_)] for name in _REST],
         ),
     ]
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
     """Return what a reader calls a quantity."""
     words = {"overconfidence": "confidence − accuracy", "nll": "NLL", "ece": "ECE", "at temperature": "at the fitted T"}
     for word, better in words.items():
