@@ -168,8 +168,13 @@ def run(config: Config, *, size: str, where: experiment.Where | None = None) -> 
     sizes = PAPER if size == "paper" else (size,)
     configs = {size: config, **{name: _same_seeds(SIZES[name], config) for name in sizes if name != size}}
     if config.plan:
+        total = 0.0
         for name in sizes:
-            print(study.planned(plan(configs[name]), where, name), end="\n\n")
+            text, hours = study.planned(plan(configs[name]), _folder(configs[name], name, where), where, name)
+            total += hours
+            print(text, end="\n\n")
+        if len(sizes) > 1:
+            print(f"{total:,.0f} hours in all, one network after the other")
         return []
     found = []
     for name in sizes:
@@ -179,7 +184,7 @@ def run(config: Config, *, size: str, where: experiment.Where | None = None) -> 
 
 def _run(config: Config, size: str, where: experiment.Where) -> list[Verdict]:
     planned = plan(config)
-    out = where.workdir / "paper" / experiment.label(dataclasses.replace(config, join=()), size, SIZES)
+    out = _folder(config, size, where)
     study.page.check_folder(out)
     others = [study.read(folder) for folder in config.join]
     started = time.perf_counter()
@@ -205,6 +210,11 @@ def _run(config: Config, size: str, where: experiment.Where) -> list[Verdict]:
         ),
         quiet=where.quiet,
     )
+
+
+def _folder(config: Config, size: str, where: experiment.Where) -> Path:
+    plain = dataclasses.replace(config, join=(), plan=False)
+    return where.workdir / "paper" / experiment.label(plain, size, SIZES)
 
 
 def _recipe(name: str) -> experiment.Recipe:

@@ -1,6 +1,7 @@
 """Verdicts on made-up records whose truth is known, for and against each claim."""
 
 import dataclasses
+import itertools
 import json
 
 from ls_keras import study
@@ -250,3 +251,31 @@ def test_findings_say_what_was_best_and_what_to_do():
         if each.arm == "hard targets":
             each.values["nll at temperature"] = 0.01
     assert "Hard targets with a fitted temperature" in representations.findings(records, CONFIG.alphas)[0]
+
+
+@pytest.mark.parametrize(("sign", "said"), [(1, "beat hard labels"), (-1, "none beat hard labels")])
+def test_findings_do_not_praise_students_that_lose(sign, said):
+    seeds = itertools.cycle(SEEDS)
+
+    def all_students(arm, means, values):
+        wobble = 1 + 0.01 * next(seeds)
+        if arm.startswith("student") and arm != distillation.PLAIN:
+            means["nll at temperature"] = 0.8 - sign * 0.1 * wobble
+
+    (sentence,) = distillation.findings(measured(change=all_students), CONFIG.distilled)
+    assert said in sentence and "by 0.102 [0.10" in sentence and "chance" not in sentence
+
+
+def test_calibration_advice_heeds_the_intervals():
+    records = dataclasses.replace(measured(), data={"name": "digits"})
+    for each in records.records:
+        each.values.setdefault("temperature", 1.0)
+        for name in ("bias-reduced ece", "bias-reduced ece at temperature"):
+            each.values[name] = 0.1
+            each.examples[name] = 0.1 + np.random.default_rng([each.seed, len(each.arm)]).normal(0, 1, NUM_EXAMPLES)
+    assert "neither is shown to help" in representations.findings(records, CONFIG.alphas)[1]
+    for each in records.records:
+        if each.arm == "hard targets":
+            each.values["bias-reduced ece"] += 1.0 + 0.01 * each.seed
+            each.examples["bias-reduced ece"] = each.examples["bias-reduced ece"] + 1.0
+    assert "neither is shown" not in representations.findings(records, CONFIG.alphas)[1]

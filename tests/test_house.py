@@ -31,7 +31,7 @@ OURS = {
     "inspection": {"keras_hooks", "losses", "targets"},
     "distribution": {"inspection", "keras_hooks", "losses", "workers"},
     # analysis observes
-    "experiment": {"analysis", "artifact", "data", "distribution", "files", "keras_hooks", "workers"},
+    "experiment": {"analysis", "artifact", "data", "distribution", "files", "keras_hooks", "losses", "workers"},
     "analysis": {"artifact"},
     "plots": {"files"},
     "verdicts": {"analysis"},  # intervals

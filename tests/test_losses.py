@@ -861,3 +861,14 @@ def test_a_recipes_loss_is_smoothed_unless_another_is_named():
         losses.chosen(SimpleNamespace(alpha=0.3, seed=4, loss="ConfidencePenalty(beta=0.1)")).get_config()["beta"]
         == 0.1
     )
+
+
+def test_a_loss_of_ones_own_is_known_by_its_code(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from ls_keras import losses\n\n\nclass Mine(losses.ConfidencePenalty):\n    scale = {}\n"
+    found = []
+    for name, scale in (("mine_one", 1), ("mine_two", 2), ("mine_three", 1)):
+        (tmp_path / f"{name}.py").write_text(code.format(scale))
+        found.append(losses.source(f"{name}:Mine(beta=0.1)"))
+    assert found[0] == found[2] != found[1]
+    assert losses.source("ConfidencePenalty(beta=0.1)") is losses.source(None) is None

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ls_keras import distillation, experiment, study
-from ls_keras.study import records
+from ls_keras.experiment import folder as folders
+from ls_keras.study import driver, records
 from ls_keras.study.records import Measured, Record
 from ls_keras_recipes import cifar10_alexnet, cifar100_resnet56, mnist_mlp, paper
 from ls_keras_recipes import cifar10_distillation as figure_5
@@ -308,6 +309,30 @@ def test_a_study_that_is_ended_keeps_what_was_measured(finished, tmp_path, monke
     assert_same(study.run(tiny(), tmp_path / "study", where), measured)
 
 
+def test_a_network_that_another_study_trains_is_waited_for(finished, tmp_path, monkeypatch):
+    _, where, measured = finished
+    run, refused = experiment.Recipe.run, []
+
+    def taken_once(recipe, config, **options):
+        if not refused:
+            refused.append(config)
+            raise folders.Taken("another run")
+        return run(recipe, config, **options)
+
+    monkeypatch.setattr(experiment.Recipe, "run", taken_once)
+    monkeypatch.setattr(driver, "_ASK_EVERY", 0.0)
+    assert_same(study.run(tiny(), tmp_path / "study", where), measured)
+    assert len(refused) == 1
+
+
+def test_what_is_measured_is_not_planned_again(finished, tmp_path):
+    place, where, _ = finished
+    assert [missing for _, missing, _ in study.networks(tiny(), place / "study", where)] == [0, 0]
+    nowhere = dataclasses.replace(where, workdir=tmp_path)
+    assert [missing for _, missing, _ in study.networks(tiny(), place / "study", nowhere)] == [0, 0]
+    assert [missing for _, missing, _ in study.networks(tiny(), tmp_path, nowhere)] == [2, 2]
+
+
 def test_the_config_of_an_arm_is_checked_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setattr(experiment, "finish", refuse)
     wrong = dataclasses.replace(tiny_recipe.SIZES["plain"], steps=5)
@@ -371,7 +396,8 @@ def test_records_of_other_seeds_are_judged_together():
             lambda json_, npz: json_.write_text(json_.read_text().replace("study 1", "study 9")),
             "format 'ls_keras study 9', and this version",
         ),
-        (lambda json_, npz: npz.unlink(), "cannot be read"),
+        (lambda json_, npz: json_.write_text(json_.read_text().replace("1.5", '"x"')), "is damaged"),
+        (lambda json_, npz: npz.unlink(), "cannot be read .* bring it back"),
         (lambda json_, npz: npz.write_bytes(npz.read_bytes()[:-9]), "was written with another measured.npz"),
     ],
 )

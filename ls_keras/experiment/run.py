@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ls_keras import distribution, files, keras_hooks, workers
+from ls_keras import distribution, files, keras_hooks, losses, workers
 from ls_keras.analysis import Probe, calibration
 from ls_keras.artifact.reading import digest
 from ls_keras.artifact.writing import Endpoints, endpoints, write
@@ -129,7 +129,13 @@ def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
     observe = recipe.observe if getattr(config, "observe_every", 0) else None
     _check_where(where, observed=observe is not None)
     folder = Path(where.workdir) / recipe.name / label(config, size, recipe.sizes)
-    record = {"recipe": recipe.name, "size": size, "config": _plain(config), "precision": where.precision}
+    record = {
+        "recipe": recipe.name,
+        "size": size,
+        "config": _plain(config),
+        "loss_source": losses.source(getattr(config, "loss", None)),
+        "precision": where.precision,
+    }
     finished = _finished(folder, record)
     if finished:
         say(f"{folder}: finished before, reused", where)
@@ -346,7 +352,7 @@ def _finished(folder: Path, record: dict[str, Any]) -> Run | None:
 def _what(record: dict[str, Any]) -> dict[str, Any]:
     """Return what a run computes, by name, of its record."""
     fields = {name: _identity(value) for name, value in record.get("config", {}).items()}
-    return {name: record.get(name) for name in ("recipe", "size", "precision")} | fields
+    return {name: record.get(name) for name in ("recipe", "size", "precision", "loss_source")} | fields
 
 
 def _differing(was: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -233,23 +233,22 @@ def table(
 
 
 def findings(measured: Measured, distilled: Sequence[float]) -> list[str]:
-    """Say in a sentence whether distillation helped, and which teacher to take."""
-    best, gains = "", {}
-    for kind in ("heated", "smoothed", "soft"):
-        for alpha in distilled:
-            arm = arm_name(kind, alpha)
-            gains[arm] = interval(
-                measured, Comparison(Term(PLAIN, "nll at temperature"), Term(arm, "nll at temperature"))
-            )
+    """Say in a sentence whether any kind of student beat hard labels, and by how much."""
+    quantity = "nll at temperature"
+    gains = {
+        arm: interval(measured, Comparison(Term(PLAIN, quantity), Term(arm, quantity)))
+        for arm in (arm_name(kind, alpha) for kind in _KINDS for alpha in distilled)
+    }
     best = max(gains, key=lambda arm: gains[arm].estimate)
-    gain = gains[best]
-    sure = "" if gain.low > 0 else ", which may be chance"
-    plain = float(measured.values(PLAIN, "nll at temperature").mean())
-    return [
-        f"Of {len(gains)} kinds of students, “{best}” had the best NLL at the fitted T, on the examples that chose it: "
-        f"lower by {gain.estimate:.3f} [{gain.low:.3f}, {gain.high:.3f}] nats than the {plain:.3f} of hard "
-        f"labels{sure}.".replace("-0", "−0")
-    ]
+    gain, plain = gains[best], float(measured.values(PLAIN, quantity).mean())
+    better = gain.estimate > 0
+    low, high = (gain.low, gain.high) if better else (-gain.high, -gain.low)
+    sure = "" if low > 0 else ", which may be chance"
+    difference = f"{abs(gain.estimate):.3f} [{low:.3f}, {high:.3f}] nats{sure}".replace("-", "−")
+    lead = f"Of {len(gains)} kinds of students, judged by held-out NLL at the fitted T,"
+    if better:
+        return [f"{lead} “{best}” beat hard labels ({plain:.3f}) most, on the examples that chose it: by {difference}."]
+    return [f"{lead} none beat hard labels ({plain:.3f}); the nearest, “{best}”, was worse by {difference}."]
 
 
 def _both(measured: Measured, arm: str) -> list[str]:

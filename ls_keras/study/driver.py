@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ls_keras import analysis, data, experiment
 from ls_keras.experiment import Recipe, Where, label, say
+from ls_keras.experiment.folder import Taken
 from ls_keras.study import identities, measures
 from ls_keras.study.records import Measured, Record, read, write
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:  # what is measured already is judged without TensorFlow
 _MEASURES = 1
 # Examples on which identities are checked.
 _EXACT = 1_000
+# Seconds until a network that another study trains is asked for again.
+_ASK_EVERY = 2.0
 # Seconds between two writings of what was measured so far.
 _KEEP_EVERY = 30.0
 
@@ -134,7 +137,11 @@ def run(study: Study, folder: Path, where: Where) -> Measured:
     _check(wanted)
     _bring_data(wanted, where)
     jobs = _jobs(study, wanted, plans, where)
-    say(f"{len(plans)} networks, of which {len(have)} were measured before; records go to {folder}", where)
+    say(
+        f"{len(plans)} networks: {len(have)} measured before, {len(jobs)} to train or to find finished; records go to "
+        f"{folder}",
+        where,
+    )
     about_data = kept.data if kept else {}
     written = time.monotonic()
     try:
@@ -149,13 +156,18 @@ def run(study: Study, folder: Path, where: Where) -> Measured:
     return _measured(study, about_data, plans, have)
 
 
-def networks(study: Study, where: Where) -> list[tuple[Arm, int, float]]:
-    """Return each arm, how many of its networks are not finished, and the seconds of one that is, else NaN."""
-    found = []
+def networks(study: Study, folder: Path, where: Where) -> list[tuple[Arm, int, float]]:
+    """Return each arm, how many of its networks are neither measured nor finished, and the seconds of one that is."""
+    kept, found = _kept(study, folder), []
+    have = {(record.arm, record.seed): record for record in (kept.records if kept else ())}
     for arm in study.arms:
         parent = where.workdir / arm.recipe.name
         seconds, missing = [], 0
         for seed in study.seeds:
+            record = have.get((arm.name, seed))
+            if record is not None and record.plan == _plan(study, arm, seed, where):
+                seconds.append(record.seconds)
+                continue
             metrics = None
             if not arm.after:
                 config, _ = arm.make(seed, where)
@@ -256,7 +268,7 @@ def _plain(make: Any) -> Any:
 def _train_and_measure(arm: Arm, seed: int, plan: str, where: Where, *before: Done, first: bool) -> Done:
     config, facts = arm.make(seed, where, *before[: len(arm.after)])
     own = dataclasses.replace(where, snapshots=where.snapshots and bool(getattr(config, "observe_every", 0)))
-    finished = arm.recipe.run(config, size=arm.size, where=own)
+    finished = _run(arm, config, own)
     dataset = _data(arm.recipe, config, finished, where)
     chooser = None
     if arm.shapes_by not in (None, arm.name):
@@ -265,6 +277,15 @@ def _train_and_measure(arm: Arm, seed: int, plan: str, where: Where, *before: Do
         arm, seed, plan, finished, dataset, facts, chooser and chooser.classes, first=first
     )
     return Done(finished.saved_model, classes, record, about(dataset))
+
+
+def _run(arm: Arm, config: Any, where: Where) -> Run:
+    """Train a network, or wait for the other study that trains it now."""
+    while True:
+        try:
+            return arm.recipe.run(config, size=arm.size, where=where)
+        except Taken:
+            time.sleep(_ASK_EVERY)
 
 
 def _measured_network(

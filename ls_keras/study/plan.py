@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,8 @@ import tensorflow as tf
 _TIMED = 3
 
 
-def planned(study: Study, where: Where, title: str) -> str:
-    """Return a table of what would be trained: networks that are not finished, seconds of one, hours in all.
+def planned(study: Study, folder: Path, where: Where, title: str) -> tuple[str, float]:
+    """Return a table of what would be trained, and its hours: networks that are not finished, seconds of one.
 
     Seconds are those of finished networks, or those of a few training steps on this machine times their number, on
     images made up of noise and without reading any (of other data, on their first batch).
@@ -30,11 +31,12 @@ def planned(study: Study, where: Where, title: str) -> str:
     lines.append(f"  {'networks':<50}{'missing':>8}{'s each':>10}{'hours':>8}")
     known: dict[str, float] = {}
     total = 0.0
-    for arm, missing, seconds in networks(study, where):
+    for arm, missing, seconds in networks(study, folder, where):
         each = seconds if math.isfinite(seconds) else _measured(arm, known, where)
         total += missing * each
         lines.append(f"  {arm.name:<50}{missing:>8}{each:>10.0f}{missing * each / 3600:>8.1f}")
-    return "\n".join([*lines, f"  {'one after the other, on ' + _device():<68}{total / 3600:>8.1f}"])
+    text = "\n".join([*lines, f"  {'one after the other, on ' + _device():<68}{total / 3600:>8.1f}"])
+    return text, total / 3600
 
 
 def _data_lines(study: Study, where: Where) -> list[str]:

@@ -137,8 +137,13 @@ def write(measured: Measured, folder: Path) -> None:
     }
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    folder.mkdir(parents=True, exist_ok=True)
-    files.replace(folder / _ARRAYS, content.getvalue())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.replace(folder / _ARRAYS, content.getvalue())
+    except OSError as problem:
+        raise OSError(
+            f"{folder} cannot be written ({problem.strerror}). Mend that, or choose another --workdir."
+        ) from problem
     plain = {
         "format": FORMAT,
         "study": measured.study,
@@ -192,12 +197,18 @@ def read(folder: Path) -> Measured:
     try:
         content = (path.parent / plain["arrays"]["file"]).read_bytes()
     except OSError as problem:
-        raise ValueError(f"{path} belongs to {plain['arrays']['file']}, which cannot be read ({problem}).") from problem
+        raise ValueError(
+            f"{path} belongs to {plain['arrays']['file']}, which cannot be read ({problem}): bring it back, or remove "
+            "both."
+        ) from problem
     if hashlib.sha256(content).hexdigest() != plain["arrays"]["sha256"]:
         raise ValueError(f"{path} was written with another {plain['arrays']['file']}: bring it back, or remove both.")
     with np.load(io.BytesIO(content)) as stored:
         arrays = dict(stored)
-    records = tuple(_record(network, arrays) for network in plain["networks"])
+    try:
+        records = tuple(_record(network, arrays) for network in plain["networks"])
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise ValueError(f"{path} is damaged ({problem!r}): remove it to measure again.") from problem
     return Measured(plain["study"], plain["config"], plain["data"], plain["made"], records)
 
 
@@ -231,7 +242,7 @@ def _json(value: float) -> float | None:
 
 
 def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+    return math.nan if value is None else float(value)
 
 
 def seeds_in_common(measured: Measured, arms: Sequence[str]) -> list[int]:

@@ -302,20 +302,24 @@ def _best_nll(measured: Measured, alphas: Sequence[float]) -> str:
 
 def _what_calibrates(measured: Measured, alphas: Sequence[float]) -> str:
     over = interval(measured, Comparison(Term(HARD, "overconfidence")))
-    kind = (
-        "over-confident"
-        if over.low > 0
-        else "under-confident"
-        if over.high < 0
-        else "neither over- nor under-confident beyond chance"
+    kind = "neither over- nor under-confident beyond chance"
+    if over.low > 0 or over.high < 0:
+        kind = "over-confident" if over.low > 0 else "under-confident"
+    ece, smoothed = "bias-reduced ece", [alpha for alpha in alphas if alpha]
+    best = min(smoothed, key=lambda alpha: measured.values(name_of(alpha), ece).mean())
+    ways = {
+        "fit a temperature": Term(HARD, f"{ece} at temperature"),
+        f"smooth by α = {best:g}": Term(name_of(best), ece),
+    }
+    gains = {way: interval(measured, Comparison(Term(HARD, ece), term)) for way, term in ways.items()}
+    helps = [way for way, gain in gains.items() if gain.low > 0]
+    advice = max(helps, key=lambda way: gains[way].estimate) if helps else "neither is shown to help"
+    hard, fitted, alone = (
+        measured.values(each.arm, each.quantity).mean() for each in (Term(HARD, ece), *ways.values())
     )
-    smoothed = [alpha for alpha in alphas if alpha]
-    eces = {alpha: float(measured.values(name_of(alpha), "bias-reduced ece").mean()) for alpha in smoothed}
-    best = min(eces, key=eces.get)
-    hard, fitted = (float(measured.values(HARD, "bias-reduced ece" + at).mean()) for at in ("", " at temperature"))
-    winner = min((hard, "nothing is needed"), (fitted, "fit a temperature"), (eces[best], f"smooth by α = {best:g}"))[1]
+    points = f"{100 * over.estimate:+.1f}".replace("-", "−")
     return (
-        f"Hard-target networks are {kind} (confidence − accuracy {100 * over.estimate:+.1f} points); bias-reduced ECE "
-        f"is {hard:.3f} as trained, {fitted:.3f} with a fitted temperature, and {eces[best]:.3f} with the best α "
-        f"({best:g}) alone: to be calibrated, {winner}."
-    ).replace("-0", "−0")
+        f"Hard-target networks are {kind} (confidence − accuracy {points} points); bias-reduced ECE is {hard:.3f} as "
+        f"trained, {fitted:.3f} with a fitted temperature and {alone:.3f} with the best α ({best:g}) alone: to be "
+        f"calibrated, {advice}."
+    )
