@@ -107,6 +107,7 @@ def plan(config: Config) -> study.Study:
     arms = study.representations.arms(recipe, config.networks, base, _alphas(config), smoothed, smoothed)
     if config.distilled:
         student = _recipe(config.student or config.recipe)
+        _check_student(student, config)
         plain = _alone(_base(student, config))
         if config.student_units is not None and hasattr(plain, "units"):
             plain = dataclasses.replace(plain, units=config.student_units)
@@ -237,6 +238,16 @@ def _base(recipe: experiment.Recipe, config: Config) -> Any:
         raise ValueError(experiment.unknown("size", config.networks, recipe.sizes))
     base = recipe.sizes[config.networks]
     return base if config.dataset is None else dataclasses.replace(base, dataset=config.dataset)
+
+
+def _check_student(student: experiment.Recipe, config: Config) -> None:
+    """Refuse, before teachers are trained, a recipe whose networks cannot learn from one."""
+    missing = [name for name in ("teacher", "temperature") if not hasattr(_base(student, config), name)]
+    if missing:
+        raise ValueError(
+            f"Networks of {student.name} cannot be students: its Config has no {' and no '.join(missing)}. Give "
+            "--student a recipe that has, or leave distillation out by --distilled without values."
+        )
 
 
 def _alone(base: Any) -> Any:

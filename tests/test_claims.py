@@ -279,3 +279,26 @@ def test_calibration_advice_heeds_the_intervals():
             each.values["bias-reduced ece"] += 1.0 + 0.01 * each.seed
             each.examples["bias-reduced ece"] = each.examples["bias-reduced ece"] + 1.0
     assert "neither is shown" not in representations.findings(records, CONFIG.alphas)[1]
+
+
+def test_each_claim_has_the_margin_of_its_own_kind():
+    config = dataclasses.replace(CONFIG, accuracy_margin=0.01, ece_margin=0.02, nll_margin=0.03)
+    margins = {claim.id: claim.margin for claim in paper.claims(config) if claim.margin}
+    assert margins == {"C5": 0.01, "C6d": 0.02, "C10a": 0.01, "C10d": 0.03}
+
+
+def test_the_steps_of_alpha_are_steps():
+    wobble = 1 + 0.01 * np.mean(SEEDS)
+    found = judged(measured())
+    assert [each.estimate for each in found["C8a"].settings] == pytest.approx([0.02 * k * wobble for k in (1, 2, 3, 4)])
+    assert [each.estimate for each in found["C8b"].settings] == pytest.approx([0.02 * wobble] * 4)
+
+
+def test_identities_hold_to_rounding_and_not_otherwise():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(50, 5)).astype("float32"), generator.integers(0, 5, 50)
+    errors = study.identities.errors(logits, labels)
+    assert all(np.abs(each).max() < 1e-12 for each in errors.values())
+    assert {each.outcome for each in study.identities.judge(errors)} == {"holds"}
+    wrong = {name: each + 1e-6 for name, each in errors.items()}
+    assert {each.outcome for each in study.identities.judge(wrong)} == {"does not hold"}

@@ -47,6 +47,27 @@ def test_results_go_to_the_jobs_that_wait_for_them_in_the_order_they_name(cores)
         assert names == list(VALUES)
 
 
+def later(seconds, value):
+    time.sleep(seconds)
+    return value
+
+
+def test_what_finishes_after_an_error_elsewhere_is_kept(monkeypatch):
+    monkeypatch.setattr(many, "_places", lambda where: [{"CUDA_VISIBLE_DEVICES": ""}] * 2)
+    jobs = [Job("long", functools.partial(later, 3, 7)), Job("wrong", functools.partial(math.sqrt, -1))]
+    kept = []
+    with pytest.raises(ValueError, match="math domain"):
+        for pair in experiment.finish(jobs, QUIET, what="numbers"):
+            kept.append(pair)
+    assert kept == [("long", 7)]
+
+
+def test_a_process_that_is_ended_is_told_in_a_sentence(monkeypatch):
+    monkeypatch.setattr(many, "_places", lambda where: [{"CUDA_VISIBLE_DEVICES": ""}] * 2)
+    with pytest.raises(OSError, match="ended from outside"):
+        list(experiment.finish([Job("gone", functools.partial(os._exit, 1))], QUIET, what="numbers"))
+
+
 def test_an_error_ends_all_and_what_waits_is_not_begun(cores, tmp_path):
     jobs = [
         Job("first", functools.partial(int, 1)),

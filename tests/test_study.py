@@ -382,6 +382,11 @@ def test_records_of_other_seeds_are_judged_together():
         made_up().joined([made_up((0,), value=0.6)])
     with pytest.raises(ValueError, match="two studies cannot be judged together: study is paper and other"):
         made_up().joined([made_up((2,), study_name="other")])
+    wider = made_up((2,))
+    for record in wider.records:
+        record.config["units"] = [16, 16]
+    with pytest.raises(ValueError, match="'hard targets' differs in units"):
+        made_up().joined([wider])
     other = dataclasses.replace(made_up((2,)), data={"name": "mnist"})
     with pytest.raises(ValueError, match="data is"):
         made_up().joined([other])
@@ -406,6 +411,18 @@ def test_damaged_records_are_refused_with_a_sentence(change, message, tmp_path):
     change(tmp_path / "measured.json", tmp_path / "measured.npz")
     with pytest.raises(ValueError, match=message):
         study.read(tmp_path)
+
+
+def test_networks_that_saw_other_examples_are_not_paired(finished, tmp_path, monkeypatch):
+    _, where, measured = finished
+    records.write(dataclasses.replace(measured, data={**measured.data, "fingerprint": "another"}), tmp_path / "study")
+    with pytest.raises(ValueError, match="must see the same examples"):
+        study.run(tiny(seeds=(0, 1, 2)), tmp_path / "study", where)
+
+
+def test_a_recipe_that_cannot_learn_from_a_teacher_is_refused_before_its_teachers_are_trained():
+    with pytest.raises(ValueError, match="Networks of tiny cannot be students: its Config has no teacher"):
+        paper.plan(paper.Config(recipe="tiny_recipe:RECIPE", networks="plain"))
 
 
 def test_another_studys_folder_is_refused(tmp_path):

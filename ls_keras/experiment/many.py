@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ls_keras.experiment.plan import Where
@@ -17,6 +18,10 @@ from ls_keras.experiment.plan import Where
 import tensorflow as tf
 from tqdm import tqdm
 
+_ENDED = OSError(
+    "A process that trained networks was ended from outside, as systems do when memory runs out. Close other programs "
+    "and give the command again: what is finished stays."
+)
 # A process takes about half a gigabyte.
 _MOST_WORKERS = 8
 
@@ -101,17 +106,24 @@ def _side_by_side(jobs: Sequence[Job], places: Sequence[dict[str, str]]) -> Iter
 
 
 def _as_they_can(jobs: Sequence[Job], pool: ProcessPoolExecutor, number: int) -> Iterator[tuple[Hashable, Any]]:
-    waiting, results, running = list(jobs), {}, {}
-    while waiting or running:
+    waiting, results, running, failed = list(jobs), {}, {}, None
+    while running or (waiting and failed is None):
         # One more than there are processes lies ready; the rest is chosen when what it waits for may be there.
-        for job in [job for job in waiting if results.keys() >= set(job.after)][: number + 1 - len(running)]:
+        ready = [job for job in waiting if results.keys() >= set(job.after)] if failed is None else []
+        for job in ready[: number + 1 - len(running)]:
             waiting.remove(job)
             running[pool.submit(job.call, *(results[name] for name in job.after))] = job
         done: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
         for future in done:
             name = running.pop(future).name
+            problem = future.exception()
+            if problem is not None:
+                failed = failed or (_ENDED if isinstance(problem, BrokenProcessPool) else problem)
+                continue
             results[name] = future.result()
             yield name, results[name]
+    if failed is not None:
+        raise failed
 
 
 def _places(where: Where) -> list[dict[str, str]]:

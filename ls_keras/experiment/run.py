@@ -8,7 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
             # Not before: killed in between, the run would start again from nothing.
             checkpoints.remove()
         if program.key:
-            _traced[program.key] = program
+            _traced[:] = [program]
     summary = "; ".join(
         f"{split.replace('_', '-')}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics[split].items())
         for split in splits
@@ -196,28 +196,27 @@ def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
 
 @dataclasses.dataclass(eq=False)
 class _Program:
-    """A compiled model and what is exported of it, with what TensorFlow has traced of both."""
+    """A compiled model and what is exported of it, with what TensorFlow has traced of the former."""
 
     model: keras.Model
     alone: bool
     key: str = ""
-    single: keras.Model | None = None
-    module: Endpoints | None = None
+    build: Callable[..., keras.Model] | None = None
 
     def exported(self, recipe: Recipe, config: Config, data: Dataset) -> tuple[keras.Model, Endpoints]:
         """Return the network that is exported: of several replicas one, beside averaged weights those that count."""
-        if self.module is None:
-            self.single = self.model if self.alone else recipe.build_model(config, data)
-            self.module = endpoints(self.single)
-        return self.single, self.module
+        single = self.model if self.alone else recipe.build_model(config, data)
+        # Traced for each run: a SavedModel written twice from one trace lacks its custom gradients.
+        return single, endpoints(single)
 
 
-# The last one whose seed is in states alone, by what it was built from; none while it trains, or after it failed.
-_traced: dict[str, _Program] = {}
+# The last one whose seed is in states alone; none while it trains, or after it failed.
+_traced: list[_Program] = []
 
 
 def _program(recipe: Recipe, config: Config, data: Dataset, strategy: tf.distribute.Strategy, where: Where) -> _Program:
     """Build a model or, where only the seed has changed since the last one, give that one its states."""
+    before = _traced.pop() if _traced else None
     with strategy.scope():
         model = recipe.build_model(config, data)
         model.optimizer.build(model.trainable_variables)
@@ -227,11 +226,10 @@ def _program(recipe: Recipe, config: Config, data: Dataset, strategy: tf.distrib
     if not (recipe.one_program and alone):
         return program
     content = {"recipe": recipe.name, "config": {**_plain(config), "seed": None}, "data": data.describe()}
-    key = json.dumps([content, where.precision, where.strategy, id(recipe.build_model)], sort_keys=True)
-    before = _traced.pop(key, None)
-    _traced.clear()
-    if before is None:
-        return dataclasses.replace(program, key=key)
+    program.key = json.dumps([content, where.precision, where.strategy], sort_keys=True)
+    program.build = recipe.build_model
+    if before is None or before.key != program.key or before.build is not program.build:
+        return program
     distribution.set_state(before.model, distribution.get_state(model))
     return before
 

@@ -146,6 +146,7 @@ def run(study: Study, folder: Path, where: Where) -> Measured:
     written = time.monotonic()
     try:
         for name, done in experiment.finish(jobs, where, what="networks"):
+            _require_same_data(about_data, done.data)
             have[name], about_data = done.record, done.data
             if time.monotonic() - written > _KEEP_EVERY:
                 write(_measured(study, about_data, plans, have), folder)
@@ -154,6 +155,16 @@ def run(study: Study, folder: Path, where: Where) -> Measured:
         if have and about_data:
             write(_measured(study, about_data, plans, have), folder)
     return _measured(study, about_data, plans, have)
+
+
+def _require_same_data(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to pair examples of two data sets."""
+    if before and before.get("fingerprint") != now.get("fingerprint"):
+        raise ValueError(
+            f"Networks of one study must see the same examples: {before['name']} from {before['origin']} and from "
+            f"{now['origin']} differ. Name the files of those that are measured with --data-dir, or choose another "
+            "--workdir."
+        )
 
 
 def networks(study: Study, folder: Path, where: Where) -> list[tuple[Arm, int, float]]:
@@ -371,7 +382,7 @@ def about(dataset: Dataset) -> dict[str, Any]:
         "name": dataset.name,
         "class_names": list(dataset.class_names),
         "splits": {split: dataset.size(split) for split in ("train", "held_out", "test")},
-        "augmented": bool(getattr(dataset, "augmented", False)),
+        "fingerprint": str(getattr(dataset, "fingerprint", "")),
         "observed": _observed(dataset),
         "origin": str(getattr(dataset, "origin", "")),
     }

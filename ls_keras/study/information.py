@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from ls_keras import plots, report
@@ -59,9 +60,14 @@ def figure(measured: Measured, arms: Sequence[str]) -> report.Illustration:
     for arm in arms:
         # Of few examples the bound from fresh draws can come out above the estimate: both are noisy.
         names = ("information", "information_low", "information_high", "information_paper")
-        each = {name: measured.curves(arm, name).mean(axis=0) for name in names}
+        # A network that had collapsed at some moment was not observed then.
+        seen = [record.curves["steps"] for record in measured.of(arm)]
+        steps = functools.reduce(np.intersect1d, seen)
+        each = {
+            name: np.mean([r.curves[name][np.isin(r.curves["steps"], steps)] for r in measured.of(arm)], axis=0)
+            for name in names
+        }
         three = np.stack([each[name] for name in names[:3]])
-        steps = measured.curves(arm, "steps")[0]
         curves.append(
             plots.InformationCurve(
                 arm, steps, each["information"], three.min(axis=0), three.max(axis=0), each["information_paper"]

@@ -118,6 +118,7 @@ class Measured:
                         f"{getattr(other, name)}."
                     )
             for record in other.records:
+                _require_same_kind(self.of(record.arm)[0] if self.seeds(record.arm) else record, record)
                 mine = records.setdefault((record.arm, record.seed), record)
                 if mine.plan != record.plan:
                     raise ValueError(
@@ -230,6 +231,22 @@ def _record(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> Record:
         _number(plain["seconds"]),
         plain["folder"],
     )
+
+
+# Fields that differ between networks of one arm, or follow from its teacher.
+_OWN = ("seed", "teacher", "temperature", "alpha")
+
+
+def _require_same_kind(mine: Record, other: Record) -> None:
+    """Refuse to take networks of two recipes or configs for one arm."""
+    kinds = [(each.folder.partition("/")[0], each.facts.get("alpha")) for each in (mine, other)]
+    fields = [{name: value for name, value in each.config.items() if name not in _OWN} for each in (mine, other)]
+    if kinds[0] != kinds[1] or fields[0] != fields[1]:
+        differing = [name for name in fields[0] | fields[1] if fields[0].get(name) != fields[1].get(name)]
+        raise ValueError(
+            f"Records of two studies cannot be judged together: {mine.arm!r} differs in "
+            f"{', '.join(differing) or 'its recipe or α'}. Join studies of one command, with other seeds."
+        )
 
 
 def _identity(value: Any) -> Any:
