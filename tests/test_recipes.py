@@ -232,7 +232,9 @@ def test_the_main_job_given_again_trains_nothing_and_says_the_same(results, caps
     recipe = named("paper")
     recipe.run(recipe.SIZES["smoke"], size="smoke", where=experiment.Where(workdir=folder))
     begun, _, said = first.stdout.partition("\n")
-    assert begun.startswith(f"{len(finished)} networks, of which 0 were measured before; records go to {folder}")
+    number = len(finished)
+    said_first = f"{number} networks: 0 measured before, {number} to train or to find finished; records go to {folder}"
+    assert begun.startswith(said_first)
     assert capsys.readouterr().out == said
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.json")} == finished
 
