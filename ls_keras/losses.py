@@ -352,7 +352,8 @@ class DisturbLabel(OverLogits):
 
     In expectation over the draws this is label smoothing, (1 − α) H(y, p) + α H(u, p); a step sees one draw. It draws
     in evaluation, too: compare networks by a metric that is never disturbed. `distribution.get_state` has the state of
-    its generator, so that a run goes on with the draws that it would have had.
+    its generator, so that a run goes on with the draws that it would have had. As in dropout, every replica makes the
+    same draws for the rows that it has. A label may be redrawn into a class masked by z_k = −∞, which costs +∞.
 
     Args:
         alpha: α in [0, 1).
@@ -503,8 +504,17 @@ def source(text: str | None) -> str | None:
 
 
 def chosen(config: Any) -> keras.losses.Loss:
-    """Return a recipe's loss: smoothed by `config.alpha`, or what `config.loss` puts in its place."""
-    return SmoothedCrossentropy(config.alpha) if config.loss is None else get(config.loss, seed=config.seed)
+    """Return a recipe's loss: smoothed by `config.alpha`, or what `config.loss` puts in its place.
+
+    Raises:
+        ValueError: As `get`, or for a loss that needs a teacher.
+    """
+    if config.loss is None:
+        return SmoothedCrossentropy(config.alpha)
+    loss = get(config.loss, seed=config.seed)
+    if isinstance(loss, _FromTeacher):
+        raise ValueError(f"--loss {config.loss} learns from a teacher's logits: give --teacher instead.")
+    return loss
 
 
 class _FromTeacher(OverLogits):

@@ -51,7 +51,7 @@ class Config:
     """the α beside temperature scaling in Figure 2 [Table 3, CIFAR-100]"""
     best_alpha: float = 0.6
     """the α up to which teachers improve (C8) [section 4]"""
-    distilled: tuple[float, ...] = (0.6, 0.1, 0.3)
+    distilled: tuple[float, ...] = (0.1, 0.3, 0.6)
     """the α of the teachers whose students C9 and C10 compare; none leaves distillation out"""
     all: bool = False
     """also what takes as long again: students at every α of `distilled`, not the first alone, and C11"""
@@ -63,6 +63,8 @@ class Config:
     """loss of NLL that counts as none, nats (C10)"""
     join: tuple[Path, ...] = ()
     """folders of this study with other seeds, measured elsewhere, that are judged together"""
+    also: tuple[str, ...] = ()
+    """further sizes, studied one after the other with the options given"""
     plan: bool = False
     """print what would be trained, on which data and for how long, and train nothing"""
 
@@ -71,7 +73,8 @@ _CIFAR = Config(networks="paper", student_units=None, alphas=(0.0, 0.05, 0.1), b
 SIZES = {
     "digits": Config(),
     "fashion": Config(networks="fashion", all=True),
-    "paper": Config(networks="paper", student_units=(800, 800), all=True),
+    # The paper's own networks on the paper's own data.
+    "paper": Config(networks="paper", student_units=(800, 800), all=True, also=("alexnet", "resnet", "distillation")),
     "alexnet": dataclasses.replace(_CIFAR, recipe="cifar10_alexnet"),
     "resnet": dataclasses.replace(_CIFAR, recipe="cifar100_resnet56"),
     "distillation": dataclasses.replace(
@@ -81,7 +84,7 @@ SIZES = {
         student="cifar10_alexnet",
         alphas=(0.0, 0.05, 0.1, 0.3, 0.6),
         best_alpha=0.6,
-        distilled=(0.6, 0.1, 0.3),
+        distilled=(0.1, 0.3, 0.6),
         all=True,
     ),
     "smoke": Config(
@@ -94,8 +97,8 @@ SIZES = {
         student_units=(8, 8),
     ),
 }
-# What `paper` tests, one study after the other: the paper's own networks on the paper's own data.
-PAPER = ("paper", "alexnet", "resnet", "distillation")
+# Options that say which study it is, of one size alone.
+_OF_ONE = ("recipe", "networks", "dataset", "student", "student_units", "join")
 
 
 def plan(config: Config) -> study.Study:
@@ -166,21 +169,39 @@ def content(config: Config, measured: study.Measured) -> study.page.Content:
 def run(config: Config, *, size: str, where: experiment.Where | None = None) -> list[Verdict]:
     """Train what is missing, judge every claim, and write the page."""
     where = where or experiment.Where()
-    sizes = PAPER if size == "paper" else (size,)
-    configs = {size: config, **{name: _same_seeds(SIZES[name], config) for name in sizes if name != size}}
+    configs = _configs(config, size)
     if config.plan:
-        total = 0.0
-        for name in sizes:
-            text, hours = study.planned(plan(configs[name]), _folder(configs[name], name, where), where, name)
-            total += hours
-            print(text, end="\n\n")
-        if len(sizes) > 1:
-            print(f"{total:,.0f} hours in all, one network after the other")
+        _show_plans(configs, where)
         return []
-    found = []
-    for name in sizes:
-        found += _run(configs[name], name, where)
-    return found
+    return [verdict for name, each in configs.items() for verdict in _run(each, name, where)]
+
+
+def _configs(config: Config, size: str) -> dict[str, Config]:
+    """Return the studies by size: what was given holds for all of them."""
+    if size not in SIZES:
+        raise ValueError(experiment.unknown("size", size, SIZES))
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    given = {name: value for name, value in fields.items() if value != getattr(SIZES[size], name) and name != "also"}
+    for name in config.also:
+        if name not in SIZES:
+            raise ValueError(experiment.unknown("size", name, SIZES))
+    of_one = [f"--{name.replace('_', '-')}" for name in _OF_ONE if name in given]
+    if config.also and of_one:
+        raise ValueError(
+            f"{', '.join(of_one)} can be meant for one study alone, and {size} is followed by "
+            f"{', '.join(config.also)}: name one of these sizes instead, or give --also without values."
+        )
+    return {size: config, **{name: dataclasses.replace(SIZES[name], **given) for name in config.also}}
+
+
+def _show_plans(configs: dict[str, Config], where: experiment.Where) -> None:
+    total = 0.0
+    for name, config in configs.items():
+        text, hours = study.planned(plan(config), _folder(config, name, where), where, name)
+        total += hours
+        print(text, end="\n\n")
+    if len(configs) > 1:
+        print(f"{total:,.0f} hours in all, one network after the other")
 
 
 def _run(config: Config, size: str, where: experiment.Where) -> list[Verdict]:
@@ -188,6 +209,8 @@ def _run(config: Config, size: str, where: experiment.Where) -> list[Verdict]:
     out = _folder(config, size, where)
     study.page.check_folder(out)
     others = [study.read(folder) for folder in config.join]
+    for each in others:
+        each.require_all([arm.name for arm in planned.arms])
     started = time.perf_counter()
     measured = study.run(planned, out, where).joined(others)
     first = measured.of(study.representations.HARD)[0].arrays
@@ -214,7 +237,7 @@ def _run(config: Config, size: str, where: experiment.Where) -> list[Verdict]:
 
 
 def _folder(config: Config, size: str, where: experiment.Where) -> Path:
-    plain = dataclasses.replace(config, join=(), plan=False)
+    plain = dataclasses.replace(config, join=(), plan=False, also=SIZES[size].also)
     return where.workdir / "paper" / experiment.label(plain, size, SIZES)
 
 
@@ -288,10 +311,6 @@ def _is_observed(config: Config) -> bool:
 
 def _alphas(config: Config) -> tuple[float, ...]:
     return tuple(sorted({*config.alphas, *config.distilled}))
-
-
-def _same_seeds(other: Config, config: Config) -> Config:
-    return dataclasses.replace(other, seeds=config.seeds, first_seed=config.first_seed)
 
 
 def _check(config: Config) -> None:

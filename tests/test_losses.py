@@ -395,6 +395,14 @@ def test_disturbed_labels_are_smoothed_labels_on_average(one_hot):
     np.testing.assert_array_equal([again(given, logits) for _ in range(3)], draws[:3])
 
 
+def test_a_disturbed_loss_comes_back_from_its_config():
+    loss = losses.DisturbLabel(0.3, seed=5, from_logits=False)
+    again = keras.losses.deserialize(keras.losses.serialize(loss))
+    assert again.get_config() == loss.get_config()
+    probabilities, labels = np.full((4, 2), 0.5, "float32"), np.zeros(4, int)
+    assert float(again(labels, probabilities)) == pytest.approx(np.log(2))
+
+
 def test_labels_that_are_never_redrawn_give_the_crossentropy():
     assert float(losses.DisturbLabel(0.0)([0], [[2.0, 0.0]])) == pytest.approx(np.log1p(np.exp(-2)))
     with pytest.raises(ValueError, match="alpha"):
@@ -852,6 +860,12 @@ def test_what_makes_no_loss_is_refused(text, message, capsys):
     with pytest.raises(ValueError, match=message):
         losses.get(text)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", ["DistillationLoss(beta=0.5)", "LogitMatching"])
+def test_a_loss_that_needs_a_teacher_is_no_loss_of_the_command_line(name):
+    with pytest.raises(ValueError, match=r"learns from a teacher's logits: give --teacher instead"):
+        losses.chosen(SimpleNamespace(alpha=0.1, seed=0, loss=name))
 
 
 def test_a_recipes_loss_is_smoothed_unless_another_is_named():

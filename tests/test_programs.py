@@ -36,11 +36,32 @@ def test_a_gradient_goes_through_what_a_second_seed_exported(tmp_path):
     for seed in (0, 1):
         config = dataclasses.replace(cifar10_alexnet.SIZES["smoke"], seed=seed)
         run = cifar10_alexnet.RECIPE.run(config, size="smoke", where=where)
-    network, x = tf.saved_model.load(str(run.saved_model)), tf.ones((2, 8, 8, 1))
+    assert has_gradient(run.saved_model)
+
+
+def has_gradient(saved_model):
+    network, x = tf.saved_model.load(str(saved_model)), tf.ones((2, 8, 8, 1))
     with tf.GradientTape() as tape:
         tape.watch(x)
         total = tf.reduce_sum(network.serve(x) ** 2)
-    assert float(tf.reduce_max(tf.abs(tape.gradient(total, x)))) > 0
+    return float(tf.reduce_max(tf.abs(tape.gradient(total, x)))) > 0
+
+
+def test_snapshots_change_nothing_and_are_whole(tmp_path):
+    config = dataclasses.replace(cifar10_alexnet.SIZES["smoke"], observe_every=2)
+    runs = [
+        cifar10_alexnet.RECIPE.run(
+            config,
+            size="smoke",
+            where=experiment.Where(workdir=tmp_path / str(snapshots), quiet=True, snapshots=snapshots),
+        )
+        for snapshots in (False, True)
+    ]
+    assert artifact.digest(runs[0].saved_model) == artifact.digest(runs[1].saved_model)
+    found = sorted((runs[1].folder / "snapshots").iterdir())
+    assert [path.name for path in found] == ["step-000000", "step-000002", "step-000004"]
+    assert all(map(has_gradient, [*found, runs[1].saved_model]))
+    assert artifact.digest(found[-1]) == artifact.digest(runs[1].saved_model)
 
 
 def closure(alpha):

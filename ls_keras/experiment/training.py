@@ -9,7 +9,7 @@ from typing import Any
 
 from ls_keras import distribution, files
 from ls_keras.analysis import Probe
-from ls_keras.artifact.writing import Endpoints, not_finite, tensorflow_writes, write
+from ls_keras.artifact.writing import Endpoints, endpoints, not_finite, tensorflow_writes, write
 from ls_keras.data import Dataset
 from ls_keras.experiment.command import Signals, Stopped
 from ls_keras.experiment.folder import Checkpoint, Checkpoints
@@ -52,7 +52,8 @@ class Observer:
             self.copy.set_weights(weights)
         if self.snapshots:
             self.snapshots.mkdir(exist_ok=True)
-            write(self.endpoints, self.snapshots / f"step-{step:06d}")
+            # From a trace of its own: what is written from one twice lacks custom gradients.
+            write(endpoints(self.copy), self.snapshots / f"step-{step:06d}")
         try:
             seen = self.observe(Probe(self.endpoints), self.data)
         except ValueError as problem:  # a collapsed network has no plane or no information; its training goes on

@@ -40,8 +40,13 @@ _KEEP_EVERY = 30.0
 class Make(Protocol):
     """Gives the config of one network, and numbers to remember, from networks that are finished.
 
-    A frozen dataclass, so that it can be sent to another process and compared.
+    A frozen dataclass, so that it can be sent to another process and is part of a plan.
+
+    Attributes:
+        config: What all of an arm's networks share, without seed and teacher; data are loaded and steps timed by it.
     """
+
+    config: Any
 
     def __call__(self, seed: int, where: Where, *before: Done) -> tuple[Any, dict[str, float]]: ...
 
@@ -75,7 +80,7 @@ class Arm:
     name: str
     recipe: Recipe
     size: str
-    make: Any
+    make: Make
     after: tuple[str, ...] = ()
     shapes_by: str | None = None
     shown: bool = False

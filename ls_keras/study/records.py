@@ -20,7 +20,12 @@ from ls_keras import files
 import numpy as np
 
 FORMAT = "ls_keras study 1"
-_ARRAYS = "measured.npz"
+# What is new lies beside until `measured.json` names its digest: a kill leaves one that fits.
+_ARRAYS, _NEXT = "measured.npz", "measured.next.npz"
+
+
+class _Misfit(ValueError):
+    """`measured.json` and the arrays beside it do not belong together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +108,21 @@ class Measured:
         """Return a curve of an arm, float64 [seeds, P]."""
         return np.stack([record.curves[name] for record in self.of(arm)])
 
+    def require_all(self, arms: Sequence[str]) -> None:
+        """Refuse records of which an arm or a seed is missing.
+
+        Raises:
+            ValueError: Naming the first.
+        """
+        seeds = sorted({record.seed for record in self.records})
+        for arm in arms:
+            if self.seeds(arm) != seeds:
+                raise ValueError(
+                    f"Of the records to join, with seeds {', '.join(map(str, seeds)) or 'none'}, {arm!r} has "
+                    f"{', '.join(map(str, self.seeds(arm))) or 'none'}: run that study to its end, by the same command "
+                    "as this one."
+                )
+
     def joined(self, others: Iterable[Measured]) -> Measured:
         """Return these records and those of other seeds, measured elsewhere.
 
@@ -129,7 +149,7 @@ class Measured:
 
 
 def write(measured: Measured, folder: Path) -> None:
-    """Write `measured.npz`, then `measured.json` with its digest, each whole or not at all."""
+    """Write `measured.npz` and `measured.json` with its digest; killed at any moment, it leaves a pair that fits."""
     arrays = {
         f"{record.arm}|{record.seed}|{kind}|{name}": array
         for record in measured.records
@@ -138,13 +158,6 @@ def write(measured: Measured, folder: Path) -> None:
     }
     content = io.BytesIO()
     np.savez_compressed(content, **arrays)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.replace(folder / _ARRAYS, content.getvalue())
-    except OSError as problem:
-        raise OSError(
-            f"{folder} cannot be written ({problem.strerror}). Mend that, or choose another --workdir."
-        ) from problem
     plain = {
         "format": FORMAT,
         "study": measured.study,
@@ -167,7 +180,15 @@ def write(measured: Measured, folder: Path) -> None:
             for record in measured.records
         ],
     }
-    files.replace(folder / "measured.json", json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        files.replace(folder / _NEXT, content.getvalue())
+        files.replace(folder / "measured.json", json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        (folder / _NEXT).replace(folder / _ARRAYS)
+    except OSError as problem:
+        raise OSError(
+            f"{folder} cannot be written ({problem.strerror}). Mend that, or choose another --workdir."
+        ) from problem
 
 
 def read(folder: Path) -> Measured:
@@ -196,21 +217,25 @@ def read(folder: Path) -> Measured:
             "wrote it, or remove it to measure again."
         )
     try:
-        content = (path.parent / plain["arrays"]["file"]).read_bytes()
-    except OSError as problem:
-        raise ValueError(
-            f"{path} belongs to {plain['arrays']['file']}, which cannot be read ({problem}): bring it back, or remove "
-            "both."
-        ) from problem
-    if hashlib.sha256(content).hexdigest() != plain["arrays"]["sha256"]:
-        raise ValueError(f"{path} was written with another {plain['arrays']['file']}: bring it back, or remove both.")
-    with np.load(io.BytesIO(content)) as stored:
-        arrays = dict(stored)
-    try:
+        with np.load(io.BytesIO(_content(path, plain["arrays"]["sha256"]))) as stored:
+            arrays = dict(stored)
         records = tuple(_record(network, arrays) for network in plain["networks"])
+        return Measured(plain["study"], plain["config"], plain["data"], plain["made"], records)
+    except _Misfit:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise ValueError(f"{path} is damaged ({problem!r}): remove it to measure again.") from problem
-    return Measured(plain["study"], plain["config"], plain["data"], plain["made"], records)
+
+
+def _content(path: Path, digest: str) -> bytes:
+    """Return the bytes of the arrays that a `measured.json` was written with."""
+    found = [path.with_name(name) for name in (_ARRAYS, _NEXT) if path.with_name(name).exists()]
+    for candidate in found:
+        content = candidate.read_bytes()
+        if hashlib.sha256(content).hexdigest() == digest:
+            return content
+    what = f"was written with another {_ARRAYS} than the one beside it" if found else f"lacks its {_ARRAYS}"
+    raise _Misfit(f"{path} {what}: bring it back, or remove both to measure again.")
 
 
 def _record(plain: dict[str, Any], arrays: dict[str, np.ndarray]) -> Record:

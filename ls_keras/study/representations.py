@@ -255,18 +255,11 @@ def _calibration_table(measured: Measured, smoothed: str) -> report.Table:
     columns = ((HARD, ""), (HARD, " at temperature"), (smoothed, ""), (smoothed, " at temperature"))
     header = ["", "hard, T = 1", "hard, T fitted", f"{smoothed}, T = 1", f"{smoothed}, T fitted"]
     rows = [
-        [label, *(number(measured.values(arm, name + at)) for arm, at in columns)]
-        for label, name in (("ECE, 15 bins", "ece"), ("NLL, nats", "nll"))
+        [text, *(number(measured.values(arm, name + at)) for arm, at in columns)]
+        for text, name in (("ECE, 15 bins", "ece"), ("NLL, nats", "nll"))
     ]
-    rows.append(
-        [
-            "temperature",
-            "1",
-            *(number(measured.values(HARD, "temperature")),),
-            "1",
-            number(measured.values(smoothed, "temperature")),
-        ]
-    )
+    fitted = [number(measured.values(arm, "temperature")) for arm in (HARD, smoothed)]
+    rows.append(["temperature", "1", fitted[0], "1", fitted[1]])
     return report.Table(
         "The paper's Table 3 on these data: held-out calibration error and NLL, with 95 % intervals over seeds. ECE is "
         "the plug-in value of the literature, biased upwards.",
