@@ -32,6 +32,7 @@ _SUBMODULES = (
     "plots",
     "report",
     "study",
+    "sweeps",
     "verdicts",
 )
 __all__ = list(_SUBMODULES)

@@ -89,6 +89,25 @@ class SeedCurve:
     accuracy: np.ndarray
 
 
+@dataclass(frozen=True)
+class SweepPoint:
+    """A point of a sweep.
+
+    Attributes:
+        settings: The values of its fields, as text.
+        estimate: The objective's mean over seeds.
+        low: Lower end of its interval; NaN if there is none.
+        high: Upper end.
+        best: Whether it cannot be told from the best point.
+    """
+
+    settings: tuple[str, ...]
+    estimate: float
+    low: float
+    high: float
+    best: bool
+
+
 @dataclass(frozen=True, eq=False)
 class InformationCurve:
     """Mutual information I(X; Y) at P moments of training, with the bracket that holds it.
@@ -373,6 +392,86 @@ def information_figure(curves: Sequence[InformationCurve], num_examples: int) ->
     return figure
 
 
+def sweep_figure(
+    points: Sequence[SweepPoint], fields: Sequence[str], values: Sequence[Sequence[str]], ylabel: str
+) -> Figure:
+    """Draw an objective over one field, with a line for each value of a second one.
+
+    Vertical bars are intervals. A filled mark cannot be told from the best one; a hollow one is worse.
+
+    Args:
+        points: Of a grid, each with as many settings as there are fields.
+        fields: Names of one or two fields.
+        values: All values of each field, as text, in their order; evenly spaced along the axis.
+        ylabel: The objective, with its unit.
+
+    Returns:
+        A figure 3.3 inches wide with one axes.
+
+    Raises:
+        ValueError: Not one or two fields, or points with other settings.
+
+    Example:
+        >>> points = [SweepPoint(("0.0",), 0.30, 0.28, 0.32, False), SweepPoint(("0.1",), 0.25, 0.23, 0.27, True)]
+        >>> sweep_figure(points, ["alpha"], [["0.0", "0.1"]], "NLL, nats").axes[0].get_xlabel()
+        'alpha'
+    """
+    if not 1 <= len(fields) <= 2 or len(values) != len(fields):
+        raise ValueError(f"Expected one or two fields with the values of each; received {', '.join(fields)}.")
+    _check_settings(points, len(fields))
+    lines = list(values[1]) if len(fields) == 2 else [""]
+    figure, axes = _column_figure(len(lines) + 1 if len(fields) == 2 else 1, num_columns=_sweep_columns(len(lines)))
+    for k, line in enumerate(lines):
+        own = {point.settings[0]: point for point in points if len(fields) == 1 or point.settings[1] == line}
+        at = [x for x, value in enumerate(values[0]) if value in own]
+        _draw_sweep_line(
+            axes, [own[values[0][x]] for x in at], np.array(at) + _dodge(k, len(lines)), k, f"{fields[-1]} = {line}"
+        )
+    axes.set_xticks(range(len(values[0])), values[0], rotation=0 if sum(map(len, values[0])) < 45 else 60)
+    axes.set_xlim(-0.5, len(values[0]) - 0.5)
+    _style(axes, fields[0], ylabel)
+    axes.plot([], [], "o", color=_GREY, markerfacecolor="white", markersize=3.6, label="hollow: worse than the best")
+    if len(fields) == 1:
+        axes.lines[0].set_label("_")
+    _legend_above(figure, axes, num_columns=_sweep_columns(len(lines)))
+    return figure
+
+
+def ranking_figure(points: Sequence[SweepPoint], fields: Sequence[str], xlabel: str, number: int) -> Figure:
+    """Draw an objective point by point, the best one on top.
+
+    Args:
+        points: The best ones, in their order.
+        fields: Names of their settings.
+        xlabel: The objective, with its unit.
+        number: How many points there are in all.
+
+    Returns:
+        A figure 7 inches wide with one axes.
+
+    Raises:
+        ValueError: No points, or settings that do not fit the fields.
+
+    Example:
+        >>> ranking_figure([SweepPoint(("0.1", "2"), 0.25, 0.23, 0.27, True)], ["a", "b"], "NLL", 1).axes[0].get_title()
+        ''
+    """
+    _check_settings(points, len(fields))
+    height = 0.17 * len(points) + 0.85
+    figure = Figure(figsize=(_PAGE, height))
+    axes = figure.add_axes((0.45, 0.40 / height, 0.53, (height - 0.80) / height))
+    for y, point in enumerate(points):
+        axes.hlines(y, point.low, point.high, color=_BLUE, linewidth=1.0, alpha=0.7)
+        axes.plot(point.estimate, y, "o", color=_BLUE, markersize=3.6, markerfacecolor=_BLUE if point.best else "white")
+    labels = [", ".join(f"{f} = {s}" for f, s in zip(fields, point.settings, strict=True)) for point in points]
+    axes.set_yticks(range(len(points)), labels)
+    axes.set_ylim(len(points) - 0.4, -0.6)
+    _style(axes, xlabel, "")
+    shown = f"the best {len(points)} of {number} points; " if len(points) < number else ""
+    figure.text(0.98, 1 - 0.08 / height, f"{shown}hollow: worse than the best", size=_TICK, ha="right", va="top")
+    return figure
+
+
 def save(figure: Figure, path: str | os.PathLike) -> Path:
     """Write a figure as PNG, PDF or SVG; the same figure gives the same bytes.
 
@@ -419,6 +518,31 @@ def encode(figure: Figure, file_format: str) -> bytes:
     return content.getvalue()
 
 
+def _sweep_columns(num_lines: int) -> int:
+    return 1 if num_lines < 4 else 2
+
+
+def _dodge(k: int, count: int) -> float:
+    """Return how far the k-th of several marks at one place stands aside, in units of places."""
+    return 0.5 * ((k + 0.5) / count - 0.5)
+
+
+def _draw_sweep_line(axes: Axes, points: Sequence[SweepPoint], x: np.ndarray, k: int, label: str) -> None:
+    color, dashes = _COLORS[k % len(_COLORS)], _DASHES[k // len(_COLORS) % len(_DASHES)]
+    marker = _MARKERS[k % len(_MARKERS)]
+    axes.plot(x, [point.estimate for point in points], color=color, linestyle=dashes, linewidth=0.8, alpha=0.6)
+    axes.vlines(x, [p.low for p in points], [p.high for p in points], color=color, linewidth=1.0, alpha=0.7)
+    for at, point in zip(x, points, strict=True):
+        face = color if point.best else "white"
+        axes.plot(at, point.estimate, marker, color=color, markersize=3.8, markerfacecolor=face, markeredgewidth=0.8)
+    axes.plot([], [], color=color, linestyle=dashes, linewidth=0.8, marker=marker, markersize=3.8, label=label)
+
+
+def _check_settings(points: Sequence[SweepPoint], number: int) -> None:
+    if not points or any(len(point.settings) != number for point in points):
+        raise ValueError(f"Expected points with {number} settings each; received {list(points)[:3]}.")
+
+
 def _draw_plain(axes: Axes, accuracy: np.ndarray) -> None:
     name = "student with hard targets, no teacher"
     if accuracy.ndim != 1 or not len(accuracy):
@@ -444,9 +568,9 @@ def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set_ylabel(ylabel, size=_LABEL, labelpad=3)
 
 
-def _column_figure(num_entries: int, right: float = 0.10) -> tuple[Figure, Axes]:
+def _column_figure(num_entries: int, right: float = 0.10, num_columns: int = 1) -> tuple[Figure, Axes]:
     left, bottom, plot = 0.50, 0.38, 1.9
-    height = _legend_height(num_entries) + plot + bottom
+    height = _legend_height(-(-num_entries // num_columns)) + plot + bottom
     figure = Figure(figsize=(_COLUMN, height))
     box = (left / _COLUMN, bottom / height, (_COLUMN - left - right) / _COLUMN, plot / height)
     return figure, figure.add_axes(box)
@@ -456,7 +580,7 @@ def _legend_height(num_entries: int) -> float:
     return 0.128 * num_entries + 0.14
 
 
-def _legend_above(figure: Figure, axes: Axes) -> None:
+def _legend_above(figure: Figure, axes: Axes, num_columns: int = 1) -> None:
     # Above the axes a legend can hide no data, wherever the curves run.
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
@@ -468,6 +592,7 @@ def _legend_above(figure: Figure, axes: Axes) -> None:
         borderpad=0,
         labelspacing=0.25,
         handlelength=3.2,
+        ncols=num_columns,
         fontsize=_TICK,
         frameon=False,
     )

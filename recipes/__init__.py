@@ -1,10 +1,17 @@
 """The paper's experiments, one file each; installed as `ls_keras_recipes`, with the command `ls-keras`."""
 
+from __future__ import annotations
+
 import ast
 import difflib
+import importlib
 import runpy
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ls_keras.experiment import Recipe
 
 
 def main() -> None:
@@ -27,3 +34,23 @@ def main() -> None:
     sys.argv = [sys.argv[0], *sys.argv[2:]]
     sys.path.insert(0, "")  # for recipes and losses of one's own, as where Python runs a module
     runpy.run_module(f"ls_keras_recipes.{name}", run_name="__main__", alter_sys=True)
+
+
+def named(name: str) -> Recipe:
+    """Return a recipe: one of this folder by its name, any other one as `module:NAME`.
+
+    Raises:
+        ValueError: There is none.
+    """
+    from ls_keras import experiment
+
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module if attribute else f"{__name__}.{module}"), attribute or "RECIPE")
+    except (ImportError, AttributeError) as problem:
+        raise ValueError(
+            f"There is no recipe {name!r} ({problem}): name a file of recipes/ that has a RECIPE, or module:NAME."
+        ) from problem
+    if not isinstance(found, experiment.Recipe):
+        raise ValueError(f"{name!r} is no experiment.Recipe but {type(found).__name__}.")
+    return found

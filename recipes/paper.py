@@ -15,7 +15,6 @@ seeds: `--seeds 5 --first-seed 5 --workdir there` on one, then `--join there/pap
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 from ls_keras import experiment, study
 from ls_keras.verdicts import Verdict
+from ls_keras_recipes import named
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ _OF_ONE = ("recipe", "networks", "dataset", "student", "student_units", "join")
 def plan(config: Config) -> study.Study:
     """Return the arms: which networks, in which order."""
     _check(config)
-    recipe = _recipe(config.recipe)
+    recipe = named(config.recipe)
     base = _base(recipe, config)
     smoothed = (0.0, config.alpha)
     arms = study.representations.arms(recipe, config.networks, base, _alphas(config), smoothed, smoothed)
     if config.distilled:
-        student = _recipe(config.student or config.recipe)
+        student = named(config.student or config.recipe)
         _check_student(student, config)
         plain = _alone(_base(student, config))
         if config.student_units is not None and hasattr(plain, "units"):
@@ -241,21 +241,6 @@ def _folder(config: Config, size: str, where: experiment.Where) -> Path:
     return where.workdir / "paper" / experiment.label(plain, size, SIZES)
 
 
-def _recipe(name: str) -> experiment.Recipe:
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(
-            importlib.import_module(module if attribute else f"ls_keras_recipes.{module}"), attribute or "RECIPE"
-        )
-    except (ImportError, AttributeError) as problem:
-        raise ValueError(
-            f"There is no recipe {name!r} ({problem}): name a file of recipes/ that has a RECIPE, or module:NAME."
-        ) from problem
-    if not isinstance(found, experiment.Recipe):
-        raise ValueError(f"{name!r} is no experiment.Recipe but {type(found).__name__}.")
-    return found
-
-
 def _base(recipe: experiment.Recipe, config: Config) -> Any:
     if config.networks not in recipe.sizes:
         raise ValueError(experiment.unknown("size", config.networks, recipe.sizes))
@@ -304,7 +289,7 @@ def _distilled(config: Config) -> tuple[float, ...]:
 
 
 def _is_observed(config: Config) -> bool:
-    base = _recipe(config.recipe).sizes[config.networks]
+    base = named(config.recipe).sizes[config.networks]
     moves = any(getattr(base, name, 0) for name in ("shift", "crop_padding", "flip"))
     return hasattr(base, "observe_every") and moves
 

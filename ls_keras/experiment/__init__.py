@@ -15,7 +15,7 @@ _PLACES = {
     "plan": ("Config", "Observe", "Recipe", "Where", "check_series", "check_whole", "label", "say", "unknown"),
     "command": ("Stopped", "main", "messages", "program"),
     "run": ("Examples", "Run"),
-    "many": ("Job", "finish"),
+    "many": ("Job", "finish", "side_by_side"),
 }
 __all__ = [
     "Config",
@@ -36,6 +36,7 @@ __all__ = [
     "messages",
     "program",
     "say",
+    "side_by_side",
     "unknown",
 ]
 

@@ -133,15 +133,15 @@ def claimed(folder: Path, record: dict[str, Any], checkpoints: Checkpoints) -> I
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with _writing(folder):
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             stack = contextlib.ExitStack()
-            stack.enter_context(_locked(folder))
+            stack.enter_context(locked(folder))
         with stack:
             found = set(folder.iterdir())
             try:
                 sweep(folder)
-                with _writing(folder):
+                with writing(folder):
                     files.replace(folder / "config.json", json.dumps(record, indent=2) + "\n")
                 yield
             except BaseException as problem:
@@ -177,7 +177,8 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Say in a sentence which folder cannot be written."""
     try:
         yield
     except OSError as problem:
@@ -187,8 +188,12 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: the system gives it back however this process ends; a heartbeat tells other hosts."""
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock: the system gives it back however this process ends; a heartbeat tells other hosts.
+
+    Raises:
+        Taken: Another process holds it.
+    """
     path = folder / _LOCK
     descriptor = _opened(path)
     try:

@@ -8,7 +8,8 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -24,6 +25,8 @@ _ENDED = OSError(
 )
 # A process takes about half a gigabyte.
 _MOST_WORKERS = 8
+# Seconds after which who had no job is asked again.
+_ASK_EVERY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +44,20 @@ class Job:
     after: tuple[Hashable, ...] = ()
 
 
-def finish(jobs: Sequence[Job], where: Where, *, what: str) -> Iterator[tuple[Hashable, Any]]:
+def finish(
+    jobs: Iterable[Job | None], where: Where, *, what: str, total: int | None = None
+) -> Iterator[tuple[Hashable, Any]]:
     """Do all jobs, on every core or GPU of this machine, under one progress bar.
 
     Small networks train fastest one to a core or a GPU; on one accelerator, or under a strategy that takes several
     devices for each, one follows the other. A job begins once those are finished that it waits for, earlier ones first.
 
     Args:
-        jobs: The work; a job comes after those that it waits for.
+        jobs: The work; a job comes after those that it waits for. An iterator is asked for the next one when a process
+            has nothing to do, after what has finished was yielded, and gives None where there is none for now.
         where: The strategy decides.
         what: Names the work in the progress bar.
+        total: How many jobs an iterator will give, for the bar.
 
     Yields:
         The name and result of each job, as they finish.
@@ -68,27 +75,43 @@ def finish(jobs: Sequence[Job], where: Where, *, what: str) -> Iterator[tuple[Ha
             "Many networks are trained on one machine: run this without --strategy multi-worker and without TF_CONFIG, "
             "and give each machine other --seeds if there are several."
         )
-    known: set[Hashable] = set()
-    for job in jobs:
-        if not set(job.after) <= known:
-            raise ValueError(f"The job {job.name} waits for {job.after}, of which not all come before it.")
-        known.add(job.name)
+    ordered = _in_order(jobs)
+    if isinstance(jobs, Sequence):  # is refused before work
+        ordered, total = list(ordered), len(jobs)
     places = _places(where)
-    bar = tqdm(total=len(jobs), desc=what, unit="network", leave=False, disable=where.quiet)
+    bar = tqdm(total=total, desc=what, unit="network", leave=False, disable=where.quiet)
     with bar:
-        for pair in _one_by_one(jobs) if len(places) < 2 else _side_by_side(jobs, places):
+        for pair in _one_by_one(ordered) if len(places) < 2 else _side_by_side(ordered, places):
             bar.update()
             yield pair
 
 
-def _one_by_one(jobs: Sequence[Job]) -> Iterator[tuple[Hashable, Any]]:
+def side_by_side(where: Where) -> int:
+    """Return how many jobs `finish` does at a time."""
+    return len(_places(where))
+
+
+def _in_order(jobs: Iterable[Job | None]) -> Iterator[Job | None]:
+    known: set[Hashable] = set()
+    for job in jobs:
+        if job is not None:
+            if not set(job.after) <= known:
+                raise ValueError(f"The job {job.name} waits for {job.after}, of which not all come before it.")
+            known.add(job.name)
+        yield job
+
+
+def _one_by_one(jobs: Iterable[Job | None]) -> Iterator[tuple[Hashable, Any]]:
     results: dict[Hashable, Any] = {}
     for job in jobs:
+        if job is None:
+            time.sleep(_ASK_EVERY)
+            continue
         results[job.name] = job.call(*(results[name] for name in job.after))
         yield job.name, results[job.name]
 
 
-def _side_by_side(jobs: Sequence[Job], places: Sequence[dict[str, str]]) -> Iterator[tuple[Hashable, Any]]:
+def _side_by_side(jobs: Iterable[Job | None], places: Sequence[dict[str, str]]) -> Iterator[tuple[Hashable, Any]]:
     spawn = multiprocessing.get_context("spawn")
     free = spawn.SimpleQueue()
     for place in places:
@@ -105,15 +128,15 @@ def _side_by_side(jobs: Sequence[Job], places: Sequence[dict[str, str]]) -> Iter
             raise
 
 
-def _as_they_can(jobs: Sequence[Job], pool: ProcessPoolExecutor, number: int) -> Iterator[tuple[Hashable, Any]]:
-    waiting, results, running, failed = list(jobs), {}, {}, None
-    while running or (waiting and failed is None):
+def _as_they_can(jobs: Iterable[Job | None], pool: ProcessPoolExecutor, number: int) -> Iterator[tuple[Hashable, Any]]:
+    queue, results, running, failed = _Queue(jobs), {}, {}, None
+    while running or (failed is None and not queue.empty):
         # One more than there are processes lies ready; the rest is chosen when what it waits for may be there.
-        ready = [job for job in waiting if results.keys() >= set(job.after)] if failed is None else []
-        for job in ready[: number + 1 - len(running)]:
-            waiting.remove(job)
+        while failed is None and len(running) <= number and (job := queue.next(results)) is not None:
             running[pool.submit(job.call, *(results[name] for name in job.after))] = job
-        done: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
+        if not running:
+            time.sleep(0.0 if queue.empty else _ASK_EVERY)
+        done: set[Future] = wait(running, _ASK_EVERY if queue.asked else None, FIRST_COMPLETED).done
         for future in done:
             name = running.pop(future).name
             problem = future.exception()
@@ -124,6 +147,40 @@ def _as_they_can(jobs: Sequence[Job], pool: ProcessPoolExecutor, number: int) ->
             yield name, results[name]
     if failed is not None:
         raise failed
+
+
+class _Queue:
+    """Jobs, drawn when they are needed.
+
+    Attributes:
+        empty: Whether all were taken.
+        asked: Whether there was none when last asked, but may be later.
+    """
+
+    def __init__(self, jobs: Iterable[Job | None]) -> None:
+        self._coming, self._waiting, self._ended = iter(jobs), [], False
+        self.asked = False
+
+    @property
+    def empty(self) -> bool:
+        return self._ended and not self._waiting
+
+    def next(self, results: dict[Hashable, Any]) -> Job | None:
+        """Take the first job whose results are there; None if there is none now."""
+        for job in self._waiting:
+            if results.keys() >= set(job.after):
+                self._waiting.remove(job)
+                return job
+        self.asked = False
+        for job in self._coming:
+            if job is None:
+                self.asked = True
+                return None
+            if results.keys() >= set(job.after):
+                return job
+            self._waiting.append(job)
+        self._ended = True
+        return None
 
 
 def _places(where: Where) -> list[dict[str, str]]:

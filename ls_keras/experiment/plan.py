@@ -95,11 +95,13 @@ class Recipe:
     description: str = ""
     one_program: bool = False
 
-    def run(self, config: Config, *, size: str | None = None, where: Where | None = None) -> Run:
+    def run(
+        self, config: Config, *, size: str | None = None, where: Where | None = None, until: int | None = None
+    ) -> Run:
         """Train, evaluate and export one network, or return it if it is finished: see `run.run`."""
         from ls_keras.experiment.run import run  # noqa: PLC0415 (TensorFlow)
 
-        return run(self, config, size or next(iter(self.sizes)), where or Where())
+        return run(self, config, size or next(iter(self.sizes)), where or Where(), until)
 
     def checked(self, config: Config, size: str) -> None:
         """Refuse a config that cannot be meant.

@@ -97,7 +97,7 @@ class Run:
         return Examples(**columns)
 
 
-def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
+def run(recipe: Recipe, config: Config, size: str, where: Where, until: int | None = None) -> Run:
     """Train, evaluate and export one network, or return it if its folder says that it is done.
 
     An interrupted run goes on from its last checkpoint and, on one device, ends in the same bytes. SIGINT and SIGTERM
@@ -111,9 +111,10 @@ def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
         config: What to compute.
         size: The size that `config` started from; names the folder together with every field that differs.
         where: Folders, devices and precision.
+        until: Step, one of those that are evaluated at, after which training pauses, with a checkpoint to go on from.
 
     Returns:
-        The finished run.
+        The finished run; a paused one, which has a history and no metrics.
 
     Raises:
         ValueError: If the config, the data or the folder (of another config, of another number of replicas where that
@@ -126,6 +127,7 @@ def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
         workers.Gone: If another worker ends before its work is done.
     """
     recipe.checked(config, size)
+    last = _last_step(config, until)
     observe = recipe.observe if getattr(config, "observe_every", 0) else None
     _check_where(where, observed=observe is not None)
     folder = Path(where.workdir) / recipe.name / label(config, size, recipe.sizes)
@@ -150,7 +152,7 @@ def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
         stack.enter_context(keras_hooks.forgotten_gradients())
         received = stack.enter_context(signals())
         data = recipe.load_data(config, where.data_dir)
-        record["data"] = json.loads(json.dumps(data.describe()))
+        record |= {"data": json.loads(json.dumps(data.describe()))}
         if together:
             _require_one_run(strategy, together, record)
         program = _program(recipe, config, data, strategy, where)
@@ -159,8 +161,7 @@ def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
         _require_same(folder, record)
         if chief:
             stack.enter_context(claimed(folder, {**record, **_surroundings(strategy)}, checkpoints))
-            finished = _finished(folder, record)
-            if finished:  # by a process that has gone since the first look
+            if finished := _finished(folder, record):  # by a process that has gone since the first look
                 return finished
         say(
             f"{folder}: {config.steps:,} steps of {config.batch_size} on {data.num_train:,} training examples, "
@@ -172,11 +173,12 @@ def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
         single, module = program.exported(recipe, config, data)
         splits = _evaluations(data, config.batch_size)
         observer = observe and training.Observer(observe, model, single, module, data, folder, where)
-        training.fit(model, config, data, next(iter(splits.values())), checkpoints, chief, where, observer, received)
-        metrics = {"steps": config.steps, **_evaluated(model, splits)}
+        validation = next(iter(splits.values()))
+        training.fit(model, config, data, validation, checkpoints, chief, where, observer, received, last)
+        metrics = {"steps": config.steps, **_evaluated(model, splits)} if last == config.steps else {}
         if watch:
             watch.stop()
-        if chief:
+        if chief and metrics:
             if single is not model:
                 single.set_weights(distribution.counted_weights(model))
             _export(single, module, splits, config.steps, folder)
@@ -186,12 +188,16 @@ def run(recipe: Recipe, config: Config, size: str, where: Where) -> Run:
             checkpoints.remove()
         if program.key:
             _traced[:] = [program]
-    summary = "; ".join(
-        f"{split.replace('_', '-')}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics[split].items())
-        for split in splits
-    )
-    say(f"{folder}: {summary}", where)
+    say(f"{folder}: {_summary(metrics) or f'paused after step {last:,} of {config.steps:,}'}", where)
     return Run(folder, metrics)
+
+
+def _summary(metrics: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{split.replace('_', '-')}: " + ", ".join(f"{k} {v:.4f}" for k, v in each.items())
+        for split, each in metrics.items()
+        if isinstance(each, dict)
+    )
 
 
 @dataclasses.dataclass(eq=False)
@@ -232,6 +238,18 @@ def _program(recipe: Recipe, config: Config, data: Dataset, strategy: tf.distrib
         return program
     distribution.set_state(before.model, distribution.get_state(model))
     return before
+
+
+def _last_step(config: Config, until: int | None) -> int:
+    if until is None:
+        return config.steps
+    check_whole("until", until, 1)
+    if until > config.steps or until % config.evaluate_every:
+        raise ValueError(
+            f"`until` must be a multiple of `evaluate_every` ({config.evaluate_every}) up to `steps` "
+            f"({config.steps}); received {until}."
+        )
+    return until
 
 
 def _check_where(where: Where, *, observed: bool) -> None:

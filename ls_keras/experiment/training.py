@@ -72,8 +72,9 @@ def fit(
     where: Where,
     observer: Observer | None,
     signals: Signals,
+    last: int,
 ) -> None:
-    """Train a compiled model from its latest checkpoint, or from the start, to the config's last step.
+    """Train a compiled model from its latest checkpoint, or from the start, to the `last` step that is wanted.
 
     Raises:
         Stopped: At a signal, once a checkpoint has been written.
@@ -92,20 +93,20 @@ def fit(
         callbacks.insert(0, keras.callbacks.SwapEMAWeights())  # validation, too, is of the weights that count
     signals.training = True
     try:
-        while done < config.steps:
+        while done < last:
             # What is left of an interval that was interrupted, by itself; then all others.
             left = -done % every
             model.fit(
                 data.train(config.batch_size, seed=config.seed, start_step=done),
                 steps_per_epoch=left or every,
                 initial_epoch=done // every,
-                epochs=done // every + 1 if left else config.steps // every,
+                epochs=done // every + 1 if left else last // every,
                 validation_data=validation,
                 callbacks=callbacks,
                 verbose=0,
             )
             done = watch.step
-            if done < config.steps and distribution.averages(model):
+            if done < last and distribution.averages(model):
                 # Keras ends fit() with the averages in the weights' place.
                 distribution.set_state(model, watch.state)
         if saved and saved.step == config.steps:

@@ -285,7 +285,7 @@ def _train_and_measure(arm: Arm, seed: int, plan: str, where: Where, *before: Do
     config, facts = arm.make(seed, where, *before[: len(arm.after)])
     own = dataclasses.replace(where, snapshots=where.snapshots and bool(getattr(config, "observe_every", 0)))
     finished = _run(arm, config, own)
-    dataset = _data(arm.recipe, config, finished, where)
+    dataset = data_of(arm.recipe, config, finished, where)
     chooser = None
     if arm.shapes_by not in (None, arm.name):
         chooser = before[-1] if arm.shapes_by not in arm.after else before[arm.after.index(arm.shapes_by)]
@@ -369,7 +369,8 @@ def _curves(finished: Run) -> dict[str, np.ndarray]:
     return {"steps": history["step"][seen], **{name: history[name][seen] for name in names}}
 
 
-def _data(recipe: Recipe, config: Any, finished: Run, where: Where) -> Dataset:
+def data_of(recipe: Recipe, config: Any, finished: Run, where: Where) -> Dataset:
+    """Return the data that a finished network was trained on, from memory if it is asked for again."""
     described = json.loads((finished.folder / "config.json").read_text(encoding="utf-8")).get("data", {})
     with contextlib.suppress(ValueError):  # of another loader
         return _rebuilt(json.dumps(described), where.data_dir)

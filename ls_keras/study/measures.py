@@ -61,30 +61,35 @@ def collect(network: probe.Probe, name: str, data: Dataset, limit: int | None = 
     return Network(name, network.kernel, network.bias, train, other)
 
 
-def statistics(logits: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def statistics(
+    logits: np.ndarray, labels: np.ndarray, temperature: float | None = None
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Return what held-out logits say, by name: numbers, and for means over examples each example's part [N].
 
-    The temperature is fitted on each half of the examples and scored on the other. ECE comes plug-in, as the
-    literature reports it, and bias-reduced, as networks are compared by it; the latter's parts vary as it does.
+    A temperature that is not given is fitted on each half of the examples and scored on the other. ECE comes plug-in,
+    as the literature reports it, and bias-reduced, as networks are compared by it; the latter's parts vary as it does.
 
     Args:
         logits: float `[N, K]`.
         labels: int `[N]`.
+        temperature: Fitted on other examples.
     """
-    halves = calibration.cross_fitted(logits, labels)
+    fitted = temperature
+    if temperature is None:
+        halves = calibration.cross_fitted(logits, labels)
+        fitted, temperature = halves.temperature, float(np.mean([fit.temperature for fit in halves.fits]))
     numbers: dict[str, float] = {}
     examples: dict[str, np.ndarray] = {}
-    for at, temperature in (("", 1.0), (" at temperature", halves.temperature)):
-        confidence, correct = calibration.top_label(logits, labels, temperature=temperature)
+    for at, each in (("", 1.0), (" at temperature", fitted)):
+        confidence, correct = calibration.top_label(logits, labels, temperature=each)
         examples["accuracy"] = correct.astype(float)
         examples["overconfidence" + at] = confidence - correct
-        examples["nll" + at] = _negative_log_likelihoods(logits, labels, temperature)
+        examples["nll" + at] = _negative_log_likelihoods(logits, labels, each)
         numbers["ece" + at] = calibration.top_label_reliability(confidence, correct).ece
         name = "bias-reduced ece" + at
         numbers[name], examples[name] = calibration.top_label_contributions(confidence, correct)
     means = {name: float(rows.mean()) for name, rows in examples.items() if name not in numbers}
     slope = calibration.reliability(logits, labels).slope
-    temperature = float(np.mean([fit.temperature for fit in halves.fits]))
     return {**means, **numbers, "reliability slope": slope, "temperature": temperature}, examples
 
 

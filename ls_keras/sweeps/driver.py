@@ -1,0 +1,565 @@
+"""A sweep from its question to its tables: alone on this machine, as chief of several, or as one of their workers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ls_keras import experiment, files, plots
+from ls_keras.experiment import Job, Recipe, Where, check_whole, say, unknown
+from ls_keras.experiment.folder import locked, writing
+from ls_keras.study.driver import about, made
+from ls_keras.sweeps import networks, space, tables
+from ls_keras.sweeps.space import Between, Space, Task
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:  # a finished sweep is shown without TensorFlow
+    from ls_keras.sweeps.oracles import Ledger, Remote
+
+FORMAT = "ls_keras sweep 1"
+ALGORITHMS = ("grid", "random", "bayesian", "hyperband")
+_LONGEST_NAME = 120
+# KerasTuner's Hyperband keeps one of so many.
+_FACTOR = 3
+_TICK = 0.2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is swept and how; two equal plans are one sweep.
+
+    Attributes:
+        space: Fields and values.
+        seeds: Networks of each point.
+        algorithm: One of `ALGORITHMS`.
+        objective: One of `tables.OBJECTIVES`.
+        trials: The most points, of random and Bayesian search.
+        search_seed: Of what the search draws.
+    """
+
+    space: Space
+    seeds: int = 5
+    algorithm: str = "grid"
+    objective: str = "nll"
+    trials: int | None = None
+    search_seed: int = 0
+
+    def content(self, precision: str) -> dict[str, Any]:
+        """Return the plan as JSON."""
+        teacher = self.space.teacher
+        return {
+            "recipe": self.space.recipe.name,
+            "size": self.space.size,
+            "teacher": [teacher[0].name, teacher[1]] if teacher else None,
+            "over": {field: _plain(values) for field, values in self.space.axes.items()},
+            "seeds": self.seeds,
+            "algorithm": self.algorithm,
+            "objective": self.objective,
+            "trials": self.trials,
+            "search_seed": self.search_seed,
+            "precision": precision,
+        }
+
+    def name(self, precision: str) -> str:
+        """Return the folder's name: the size, the fields and a digest of everything."""
+        fields = "".join(f"-{field}" for field in self.space.varied)
+        digest = hashlib.sha256(json.dumps(self.content(precision), sort_keys=True).encode()).hexdigest()[:8]
+        name = f"{self.space.size}{fields}"
+        return f"{name.encode()[:_LONGEST_NAME].decode(errors='ignore')}-{self.algorithm}-{digest}"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep.
+
+    Attributes:
+        folder: Holds `records.json`, `table.csv`, `table.md`, `sweep.png` and `sweep.pdf`.
+        rows: A row a point.
+        objective: By which they were compared.
+        varied: The fields that had more than one value.
+    """
+
+    folder: Path
+    rows: list[tables.Row]
+    objective: str
+    varied: tuple[str, ...]
+
+    @property
+    def best(self) -> list[tables.Row]:
+        """Return the best point, and then all that cannot be told from it."""
+        whole = [row for row in tables.ranked(self.rows, self.objective) if row.estimates]
+        return [row for row in whole if row.standing != "worse"]
+
+    @property
+    def failed(self) -> list[tables.Row]:
+        """Return the points that could not be trained."""
+        return [row for row in self.rows if row.standing == "failed"]
+
+    def failures(self) -> str:
+        """Say of each point that failed why."""
+        return "\n".join(f"{space.describe(row.point)}: {row.reason}" for row in self.failed)
+
+    def __str__(self) -> str:
+        return tables.to_text(self.rows, self.varied, self.objective)
+
+
+def sweep(
+    recipe: Recipe,
+    *,
+    over: Mapping[str, Any],
+    seeds: int = 5,
+    size: str | None = None,
+    teacher_over: Mapping[str, Any] | None = None,
+    teacher_recipe: Recipe | None = None,
+    teacher_size: str | None = None,
+    algorithm: str = "grid",
+    objective: str = "nll",
+    trials: int | None = None,
+    search_seed: int = 0,
+    name: str | None = None,
+    where: Where | None = None,
+) -> Swept | None:
+    """Train a recipe's networks at many points, compare them on held-out examples, and write tables and a figure.
+
+    Ended at any moment, the same call goes on; what is trained and measured stays. Where KerasTuner's variables
+    KERASTUNER_TUNER_ID, KERASTUNER_ORACLE_IP and KERASTUNER_ORACLE_PORT are set, the process is the chief of others,
+    or one of its workers; all need the same arguments and one `where.workdir` that they share.
+
+    Args:
+        recipe: How networks are trained; fields that are not swept are those of `size`. What a size observes during
+            training is left out: sweeps show the end.
+        over: By field its values: a sequence, `Between(low, high, log=False)`, or text as a command line has it
+            (`"0,0.05,0.1"`, `"0.01:1:log"`, `"50x50,100x100"` for widths). One value alone fixes the field.
+        seeds: Networks of each point, at least 1; with one, points cannot be told apart.
+        size: None is the recipe's first size.
+        teacher_over: Fields of teachers, in the same form: for each point of theirs and each seed a teacher is
+            trained, then its students, whose fields are `over`.
+        teacher_recipe: How teachers are trained; None is `recipe`.
+        teacher_size: The size they start from; None is `size`.
+        algorithm: `grid` takes all points; `random` and `bayesian` as many as `trials`; `hyperband` trains many points
+            a little and the better ones longer, by the evaluations of the recipe.
+        objective: `nll` (of hard labels, never smoothed), `accuracy`, `ece` (bias-reduced) or `nll_at_temperature`, on
+            held-out examples.
+        trials: The most points of random and Bayesian search; None is 20.
+        search_seed: Of what these draw.
+        name: The folder's name below `<workdir>/sweep/<recipe>/`; None makes one from the plan.
+        where: Folders, devices and precision.
+
+    Returns:
+        The finished sweep; None for a worker, whose chief has it.
+
+    Raises:
+        ValueError: A field that the recipe has not, values that it refuses, a point that is given twice, an objective
+            that is not measured, nothing held out, or a folder that holds another sweep; before any training.
+        ConnectionError: No chief answers a worker.
+        OSError: A folder that cannot be written, or data that are missing.
+
+    Example:
+        >>> found = sweep(RECIPE, over={"alpha": (0, 0.05, 0.1)}, seeds=5, size="digits")
+        >>> [dict(row.point) for row in found.best]
+    """
+    where = where or Where()
+    swept = space.space(recipe, size, over, teacher_over, teacher_recipe, teacher_size)
+    plan = Plan(swept, seeds, algorithm, objective, _trials(algorithm, trials), search_seed)
+    _check(plan)
+    folder = where.workdir / "sweep" / recipe.name / (name or plan.name(where.precision))
+    content = plan.content(where.precision)
+    _require_same(folder, content)
+    finished = _finished(plan, folder, where)
+    if finished is not None:
+        say(f"{folder}: finished before", where)
+        return _publish(plan, finished, folder, where)
+    swept.check()
+    from ls_keras.sweeps import oracles  # noqa: PLC0415 (TensorFlow, in seconds)
+
+    role = oracles.role()
+    held_out = _held_out(plan, where)
+    if role is not None and not role.chief:
+        _work_for_chief(plan, role, folder, where)
+        return None
+    with writing(folder):
+        (folder / "networks").mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        files.remove_abandoned(folder / "networks")
+        with writing(folder):
+            files.replace(folder / "sweep.json", json.dumps({"format": FORMAT, **content}, indent=1) + "\n")
+        new = oracles.oracle(
+            swept,
+            algorithm,
+            trials=plan.trials,
+            direction=tables.OBJECTIVES[objective],
+            seed=search_seed,
+            epochs=_evaluations(swept),
+        )
+        score = functools.partial(_score, plan, folder, where)
+        with contextlib.closing(
+            oracles.Ledger(new, folder / "trials.jsonl", score, swept, chief=role is not None)
+        ) as ledger:
+            before = sum(status == "COMPLETED" for _, status in ledger.tasks())
+            say(_announced(plan, before, folder, role and role.address), where)
+            if role is None:
+                _work(plan, ledger, folder, where, "local", before)
+            else:
+                _lead(plan, ledger, role.address, where)
+            tasks = [task for task, _ in ledger.tasks()]
+        _write_records(plan, tasks, folder, where, held_out)
+        return _publish(plan, tasks, folder, where)
+
+
+def _trials(algorithm: str, trials: int | None) -> int | None:
+    if algorithm in ("random", "bayesian"):
+        return 20 if trials is None else trials
+    if trials is not None:
+        raise ValueError(f"trials cannot act with {algorithm} search, which takes the points that it needs.")
+    return None
+
+
+def _check(plan: Plan) -> None:
+    if plan.algorithm not in ALGORITHMS:
+        raise ValueError(unknown("algorithm", plan.algorithm, dict.fromkeys(ALGORITHMS)))
+    if plan.objective not in tables.OBJECTIVES:
+        raise ValueError(unknown("objective", plan.objective, tables.OBJECTIVES))
+    check_whole("seeds", plan.seeds, 1)
+    check_whole("search_seed", plan.search_seed, 0)
+    ranges = [field for field, values in plan.space.axes.items() if isinstance(values, Between)]
+    if plan.algorithm == "grid" and ranges:
+        raise ValueError(
+            f"a grid needs values and not the range of {', '.join(ranges)}: list some, or search at random."
+        )
+    number = math.inf if ranges else len(plan.space.points())
+    if plan.trials is not None:
+        check_whole("trials", plan.trials, 1)
+        if plan.trials >= number:
+            raise ValueError(f"{plan.trials} trials are no fewer than the {number} points there are: sweep the grid.")
+    if plan.algorithm == "hyperband":
+        _check_hyperband(plan, number)
+
+
+def _check_hyperband(plan: Plan, number: float) -> None:
+    if plan.objective == "nll_at_temperature":
+        raise ValueError("hyperband compares networks in training, where no temperature is fitted: take nll, or ece.")
+    swept = {"steps", "evaluate_every", "batch_size"} & set(plan.space.varied)
+    if swept:
+        raise ValueError(
+            f"hyperband counts evaluations, of which {', '.join(sorted(swept))} would make others: fix it."
+        )
+    needed = _hyperband_points(_evaluations(plan.space))
+    if number < needed:
+        raise ValueError(
+            f"hyperband draws {needed} points for {_evaluations(plan.space)} evaluations, and there are {number}: give "
+            "more, or sweep the grid."
+        )
+
+
+def _hyperband_points(evaluations: int) -> int:
+    """Return how many points all brackets begin with."""
+    brackets, left = 0, float(evaluations)
+    while left >= 1:
+        left, brackets = left / _FACTOR, brackets + 1
+    last = math.ceil(1 + math.log(evaluations, _FACTOR))
+    return sum(math.ceil(last / (k + 1) * _FACTOR**k) for k in range(brackets))
+
+
+def _evaluations(swept: Space) -> int:
+    fixed = {field: values[0] for field, values in swept.axes.items() if isinstance(values, tuple)}
+    config = swept.config({**fixed, **{f: v.low for f, v in swept.axes.items() if isinstance(v, Between)}}, 0)
+    return config.steps // config.evaluate_every
+
+
+def _held_out(plan: Plan, where: Where) -> dict[str, Any]:
+    """Load the data of every point that names others, and refuse those of which nothing is held out."""
+    found, seen = {}, []
+    names = [f for f in plan.space.axes if f in ("dataset", "train_size", "held_out_size", "scaling")]
+    for point in plan.space.points() if not _ranged(plan.space) else [_some_point(plan.space)]:
+        choice = {name: point[name] for name in names}
+        if choice in seen:
+            continue
+        seen.append(choice)
+        config = plan.space.config(point, 0, None)
+        data = plan.space.recipe.load_data(config, where.data_dir)
+        if not data.size("held_out"):
+            raise ValueError(
+                f"{plan.space.recipe.name} {plan.space.size} holds no training examples out to choose points on, and "
+                "test examples are for the chosen point alone: give --over held_out_size=NUMBER."
+            )
+        found = about(data)
+    return found
+
+
+def _ranged(swept: Space) -> bool:
+    return any(isinstance(values, Between) for values in swept.axes.values())
+
+
+def _some_point(swept: Space) -> dict[str, Any]:
+    return {field: v.low if isinstance(v, Between) else v[0] for field, v in swept.axes.items()}
+
+
+def _announced(plan: Plan, before: int, folder: Path, address: str | None) -> str:
+    number = plan.trials if plan.trials is not None else "Hyperband's" if plan.algorithm == "hyperband" else None
+    number = len(plan.space.points()) if number is None else number
+    text = f"{number} points, {plan.seeds} seed{'s' * (plan.seeds > 1)} each, by held-out {plan.objective}: {before} "
+    text += f"finished before; records go to {folder}"
+    return text if address is None else f"{text}\nwaiting for workers at {address}: the same command, with other names"
+
+
+class _Work:
+    """The trials that this process does: jobs for its cores, and the end of each trial when its networks are there."""
+
+    def __init__(self, plan: Plan, ledger: Ledger | Remote, folder: Path, where: Where, worker: str) -> None:
+        self.plan, self.ledger, self.folder, self.where, self.worker = plan, ledger, folder, where, worker
+        self.quiet = Where(**{**vars(where), "quiet": True})
+        cores = experiment.side_by_side(where)
+        # Of a list enough that no core waits for a teacher; a search that learns chooses as late as it can.
+        self.most = cores if plan.algorithm in ("bayesian", "hyperband") else 4 * cores
+        self.slots: dict[int, tuple[Any, set[int]]] = {}
+        self.teachers: set[Any] = set()
+
+    def jobs(self) -> Iterator[Job | None]:
+        """Give jobs until the search is over."""
+        while True:
+            slot = next(k for k in range(self.most + 1) if k not in self.slots)
+            if slot == self.most:
+                yield None
+                continue
+            trial = self.ledger.create_trial(f"{self.worker}/{slot}")
+            if trial.status == "STOPPED":
+                return
+            if trial.status == "IDLE":
+                yield None
+                continue
+            task = self.ledger.task(trial)
+            missing = {seed for seed in range(self.plan.seeds) if not _is_there(self.plan, task, seed, self)}
+            self.slots[slot] = (trial, missing)
+            if not missing:
+                self._end(slot)
+            for seed in sorted(missing):
+                yield from self._network(slot, task, seed)
+
+    def _network(self, slot: int, task: Task, seed: int) -> Iterator[Job]:
+        after: tuple[Any, ...] = ()
+        if self.plan.space.teacher is not None:
+            teacher = ("teacher", str(self.plan.space.teacher_config(task.point, seed)))
+            if teacher not in self.teachers:
+                self.teachers.add(teacher)
+                yield Job(teacher, functools.partial(networks.train_teacher, self.plan.space, task, seed, self.quiet))
+            after = (teacher,)
+        path = networks.path_of(self.folder, task, seed)
+        call = functools.partial(networks.train, self.plan.space, task, seed, path, self.quiet)
+        yield Job((slot, task.name, seed), call, after)
+
+    def done(self, name: Any) -> None:
+        """Take note that a job is done."""
+        if name[0] == "teacher":
+            return
+        slot, _, seed = name
+        self.slots[slot][1].discard(seed)
+        if not self.slots[slot][1]:
+            self._end(slot)
+
+    def _end(self, slot: int) -> None:
+        trial, _ = self.slots.pop(slot)
+        self.ledger.end_trial(trial)
+
+
+def _is_there(plan: Plan, task: Task, seed: int, work: _Work) -> bool:
+    found = networks.read(
+        networks.path_of(work.folder, task, seed), networks.plan_of(plan.space, task, seed, work.where)
+    )
+    return found is not None and not found.failed
+
+
+def _work(
+    plan: Plan, ledger: Ledger | Remote, folder: Path, where: Where, worker: str, before: int | None = None
+) -> None:
+    work = _Work(plan, ledger, folder, where, worker)
+    total = None
+    if before is not None and plan.algorithm != "hyperband":
+        total = plan.seeds * ((plan.trials or len(plan.space.points())) - before)
+    for name, _ in experiment.finish(work.jobs(), where, what="networks", total=total):
+        work.done(name)
+
+
+def _work_for_chief(plan: Plan, role: Any, folder: Path, where: Where) -> None:
+    from ls_keras.sweeps import oracles  # noqa: PLC0415 (TensorFlow)
+
+    say(f"{role.name}: asking the chief at {role.address} for points", where)
+    with contextlib.closing(oracles.Remote(role, plan.space, where.wait_minutes)) as ledger:
+        ledger.connect()
+        if not (folder / "sweep.json").exists():
+            raise ValueError(
+                f"{folder / 'sweep.json'}, which the chief has written, is not to be seen from here: give all "
+                "processes the same command and one --workdir that they share."
+            )
+        _require_same(folder, plan.content(where.precision))
+        _work(plan, ledger, folder, where, role.name)
+    say(f"{role.name}: done; the chief has the tables", where)
+
+
+def _lead(plan: Plan, ledger: Ledger, address: str, where: Where) -> None:
+    from ls_keras.sweeps import oracles  # noqa: PLC0415 (TensorFlow)
+
+    total = None if plan.algorithm == "hyperband" else plan.trials or len(plan.space.points())
+    with (
+        oracles.serving(ledger, address),
+        tqdm(total=total, desc="points", unit="point", leave=False, disable=where.quiet) as bar,
+    ):
+        while not ledger.over():
+            bar.n = sum(status in ("COMPLETED", "FAILED") for _, status in ledger.tasks())
+            bar.set_postfix(workers=ledger.workers())
+            time.sleep(_TICK)
+
+
+def _score(plan: Plan, folder: Path, where: Where, task: Task) -> float | str:
+    """Return the mean of the objective over a trial's networks, or why one of them could not be trained."""
+    values = []
+    for seed in range(plan.seeds):
+        path = networks.path_of(folder, task, seed)
+        found = networks.read(path, networks.plan_of(plan.space, task, seed, where))
+        if found is None:
+            raise FileNotFoundError(
+                f"{path} is not there, or was made by another version: give all processes one --workdir that they "
+                "share."
+            )
+        if found.failed:
+            return found.failed
+        values.append(found.values["paused" if task.epochs else "held_out"][plan.objective])
+    return sum(values) / len(values)
+
+
+def _networks(plan: Plan, task: Task, folder: Path, where: Where) -> dict[int, networks.Measured]:
+    found = {}
+    for seed in range(plan.seeds):
+        each = networks.read(networks.path_of(folder, task, seed), networks.plan_of(plan.space, task, seed, where))
+        if each is not None:
+            found[seed] = each
+    return found
+
+
+def _found(plan: Plan, tasks: list[Task], folder: Path, where: Where) -> list[tuple[str, Any, Any, str]]:
+    """Return each point with its networks; of a point that Hyperband went on with, the last."""
+    last = {json.dumps(_plain(dict(task.point))): task for task in tasks}
+    found = []
+    for task in last.values():
+        own = _networks(plan, task, folder, where)
+        reason = _reasons(own)
+        if not reason and any("held_out" not in each.values for each in own.values()):
+            reason = f"paused after {task.epochs} evaluations"
+        found.append((task.name, task.point, own, reason))
+    return found
+
+
+def _reasons(own: Mapping[int, networks.Measured]) -> str:
+    """Say why networks of a point failed, each reason once."""
+    seeds: dict[str, list[str]] = {}
+    for seed, each in own.items():
+        if each.failed:
+            seeds.setdefault(each.failed, []).append(str(seed))
+    return "; ".join(f"seed{'s' * (len(who) > 1)} {', '.join(who)}: {reason}" for reason, who in seeds.items())
+
+
+def _publish(plan: Plan, tasks: list[Task], folder: Path, where: Where) -> Swept:
+    """Write tables and figure from what networks left."""
+    varied = tuple(plan.space.varied) or tuple(plan.space.axes)
+    rows = tables.rows(_found(plan, tasks, folder, where), plan.objective)
+    swept = Swept(folder, rows, plan.objective, varied)
+    title = f"# {plan.space.recipe.name} {plan.space.size}: {', '.join(varied)}"
+    fixed = [f for f in plan.space.axes if f not in varied]
+    if fixed:
+        title += f"\n\nFixed: {space.describe({f: plan.space.axes[f][0] for f in fixed})}."
+    with writing(folder):
+        files.replace(folder / "table.csv", tables.to_csv(rows))
+        files.replace(folder / "table.md", tables.to_markdown(rows, varied, plan.objective, title))
+        if any(row.estimates for row in rows):
+            drawn = tables.figure(rows, plan.space.axes, varied, plan.objective)
+            for ending in ("png", "pdf"):
+                plots.save(drawn, folder / f"sweep.{ending}")
+    return swept
+
+
+def _write_records(plan: Plan, tasks: list[Task], folder: Path, where: Where, data: dict[str, Any]) -> None:
+    """Write every network's numbers, last of all: it means that the sweep is done."""
+    records = []
+    for task in tasks:
+        for seed, each in _networks(plan, task, folder, where).items():
+            records.append(
+                {
+                    "trial": task.name,
+                    "epochs": task.epochs,
+                    "point": _plain(dict(task.point)),
+                    "seed": seed,
+                    "failed": each.failed or None,
+                    "folder": each.folder,
+                    "seconds": each.seconds,
+                    "teacher": each.teacher or None,
+                    "values": each.values,
+                    "config": each.config,
+                }
+            )
+    content = {
+        "format": FORMAT,
+        "sweep": plan.content(where.precision),
+        "data": data,
+        "made": made(),
+        "networks": records,
+    }
+    with writing(folder):
+        files.replace(folder / "records.json", json.dumps(content, indent=1, default=str) + "\n")
+
+
+def _finished(plan: Plan, folder: Path, where: Where) -> list[Task] | None:
+    """Return the trials of a sweep that is done, if all of its networks are there."""
+    path = folder / "records.json"
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))["networks"]
+    except (ValueError, KeyError, TypeError):
+        return None  # is written again
+    if any(record["failed"] for record in stored):
+        return None
+    tasks = {}
+    for record in stored:
+        point = {
+            field: value if isinstance(plan.space.axes[field], Between) else _listed(plan.space.axes[field], value)
+            for field, value in record["point"].items()
+        }
+        tasks[record["trial"]] = Task(record["trial"], point, record["epochs"])
+    found = list(tasks.values())
+    whole = all(len(_networks(plan, task, folder, where)) == plan.seeds for task in found)
+    return found if whole else None
+
+
+def _listed(values: tuple[Any, ...], plain: Any) -> Any:
+    return next(value for value in values if _plain(value) == plain)
+
+
+def _require_same(folder: Path, content: dict[str, Any]) -> None:
+    path = folder / "sweep.json"
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise ValueError(f"{path} is damaged ({problem}): remove it, or choose another --name.") from problem
+    differing = [
+        f"{name} is {before.get(name)!r} there and {value!r} here"
+        for name, value in content.items()
+        if before.get(name) != value
+    ]
+    if differing:
+        raise ValueError(f"{folder} holds another sweep: {'; '.join(differing)}. Choose another --name.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Between):
+        return {"low": value.low, "high": value.high, "log": value.log}
+    return json.loads(json.dumps(value, default=str))
