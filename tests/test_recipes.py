@@ -40,6 +40,8 @@ def named(name):
 def arguments(name, folder):
     if name == "analyse":
         return [folder / "mnist_mlp" / "smoke", "--out", folder / "analysis"]
+    if name == "sweep":
+        return ["mnist_mlp", "smoke", "--over", "alpha=0,0.1", "--seeds", "2", "--name", "it", "--workdir", folder]
     return ["smoke", "--workdir", folder]
 
 
@@ -211,8 +213,8 @@ def test_a_recipe_runs_and_shows_nothing_but_progress(results, path):
         assert (folder / path.stem / "smoke" / "metrics.json").exists()
         assert f"{folder / path.stem / 'smoke'}: held-out: accuracy" in process.stdout
     else:
-        (report,) = folder.rglob("report.html")
-        assert report.stat().st_size > 10_000
+        (page,) = folder.rglob("sweep.png" if path.stem == "sweep" else "report.html")
+        assert page.stat().st_size > 10_000
     assert not [entry.name for entry in folder.rglob(".*")]
 
 
@@ -543,6 +545,27 @@ REFUSED = {
         ("smoke --accuracy-margin 1", "accuracy_margin must be above 0 and below 1"),
         ("smoke --ece-margin nan", "ece_margin must be above 0"),
     ],
+    "sweep": [
+        ("", "RECIPE"),
+        ("mnist_mpl", "There is no recipe 'mnist_mpl'"),
+        ("mnist_mlp smok --over alpha=0", "unknown size 'smok'"),
+        ("mnist_mlp smoke", "nothing is swept"),
+        ("mnist_mlp smoke --over alhpa=0,0.1", "Perhaps you meant 'alpha'"),
+        ("mnist_mlp smoke --over alpha", "--over takes FIELD=VALUE"),
+        ("mnist_mlp smoke --over alpha=0 --over alpha=0.1", "--over names 'alpha' twice"),
+        ("mnist_mlp smoke --over alpha=0,0", "`alpha` has 0 twice"),
+        ("mnist_mlp smoke --over alpha=0,1", "The point alpha = 1 cannot be trained"),
+        ("mnist_mlp smoke --over units=0", "The point units = 0 cannot be trained"),
+        ("mnist_mlp smoke --over alpha=0,0.1 --seeds 0", "`seeds` must be at least 1"),
+        ("mnist_mlp smoke --over alpha=0,0.1 --objective loss", "unknown objective 'loss'"),
+        ("mnist_mlp smoke --over alpha=0,0.1 --algorithm genetic", "genetic"),
+        ("mnist_mlp smoke --over alpha=0,0.1 --trials 3", "trials cannot act with grid search"),
+        ("mnist_mlp smoke --over temperature=1,2", "cannot act without a --teacher"),
+        ("mnist_mlp smoke --over alpha=0,0.1 --over held_out_size=0", "holds no training examples out"),
+        ("mnist_mlp smoke --over alpha=0,0.1 --workdir {file}", "cannot be written"),
+        ("mnist_mlp smoke --over alpha=0,0.1 --strategy multi-worker", "on one machine"),
+        ("cifar100_resnet56 smoke --teacher-over alpha=0", "its Config has no teacher"),
+    ],
     "analyse": [
         ("", "networks"),
         ("{nowhere}", "No SavedModel at"),
@@ -611,10 +634,9 @@ def test_a_command_that_cannot_be_meant_is_refused_before_work(
     monkeypatch.chdir(tmp_path)
     before = {path for place in places.values() for path in place.parent.rglob("*")}
     given = [word.format(**places) for word in words.split()]
-    if name == "analyse":
-        status = run_script(
-            name, monkeypatch, *given, *([] if "--out" in given else ["--out", tmp_path / "new" / "out"])
-        )
+    if name in ("analyse", "sweep"):
+        option = "--out" if name == "analyse" else "--workdir"
+        status = run_script(name, monkeypatch, *given, *([] if option in given else [option, tmp_path / "new" / "out"]))
     else:
         here = [] if "--workdir" in given else ["--workdir", tmp_path / "new" / "workdir"]
         _, status = run_main(name, monkeypatch, *given, *here)
@@ -640,7 +662,7 @@ def began(*_, **__):
     raise AssertionError("the command was taken, and work began")
 
 
-@pytest.mark.parametrize("name", [path.stem for path in RECIPES if path.stem != "analyse"])
+@pytest.mark.parametrize("name", [path.stem for path in RECIPES if path.stem not in ("analyse", "sweep")])
 def test_every_size_passes_the_checks_of_its_own_recipe(name, tmp_path, monkeypatch):
     """Work begins: for every size, and with options that are as the size has them."""
     recipe = named(name)

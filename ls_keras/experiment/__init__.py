@@ -15,7 +15,7 @@ _PLACES = {
     "plan": ("Config", "Observe", "Recipe", "Where", "check_series", "check_whole", "label", "say", "unknown"),
     "command": ("Stopped", "main", "messages", "program"),
     "run": ("Examples", "Run"),
-    "many": ("Job", "finish", "side_by_side"),
+    "many": ("Job", "check_alone", "finish", "side_by_side"),
 }
 __all__ = [
     "Config",
@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "Stopped",
     "Where",
+    "check_alone",
     "check_series",
     "check_whole",
     "endpoints",

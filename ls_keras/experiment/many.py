@@ -70,11 +70,7 @@ def finish(
         >>> jobs = [Job(seed, functools.partial(RECIPE.run, Config(seed=seed))) for seed in range(5)]
         >>> runs = dict(finish(jobs, Where(), what="networks"))
     """
-    if where.strategy == "multi-worker" or len(json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})):
-        raise ValueError(
-            "Many networks are trained on one machine: run this without --strategy multi-worker and without TF_CONFIG, "
-            "and give each machine other --seeds if there are several."
-        )
+    check_alone(where)
     ordered = _in_order(jobs)
     if isinstance(jobs, Sequence):  # is refused before work
         ordered, total = list(ordered), len(jobs)
@@ -84,6 +80,15 @@ def finish(
         for pair in _one_by_one(ordered) if len(places) < 2 else _side_by_side(ordered, places):
             bar.update()
             yield pair
+
+
+def check_alone(where: Where) -> None:
+    """Refuse several workers of one strategy, of which each would do everything."""
+    if where.strategy == "multi-worker" or len(json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})):
+        raise ValueError(
+            "Many networks are trained on one machine: run this without --strategy multi-worker and without TF_CONFIG, "
+            "and give each machine other --seeds if there are several."
+        )
 
 
 def side_by_side(where: Where) -> int:

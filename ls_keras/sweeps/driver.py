@@ -18,11 +18,12 @@ from ls_keras.experiment import Job, Recipe, Where, check_whole, say, unknown
 from ls_keras.experiment.folder import locked, writing
 from ls_keras.study.driver import about, made
 from ls_keras.sweeps import networks, space, tables
-from ls_keras.sweeps.space import Between, Space, Task
+from ls_keras.sweeps.space import TEACHER, Between, Space, Task
 
 from tqdm import tqdm
 
 if TYPE_CHECKING:  # a finished sweep is shown without TensorFlow
+    from ls_keras.data import Dataset
     from ls_keras.sweeps.oracles import Ledger, Remote
 
 FORMAT = "ls_keras sweep 1"
@@ -31,6 +32,8 @@ _LONGEST_NAME = 120
 # KerasTuner's Hyperband keeps one of so many.
 _FACTOR = 3
 _TICK = 0.2
+# Values of a field that are built before any training.
+_MOST_BUILT = 10
 
 
 @dataclass(frozen=True)
@@ -178,14 +181,15 @@ def sweep(
     if finished is not None:
         say(f"{folder}: finished before", where)
         return _publish(plan, finished, folder, where)
+    experiment.check_alone(where)
     swept.check()
     from ls_keras.sweeps import oracles  # noqa: PLC0415 (TensorFlow, in seconds)
 
     role = oracles.role()
-    held_out = _held_out(plan, where)
     if role is not None and not role.chief:
         _work_for_chief(plan, role, folder, where)
         return None
+    data = _tried(plan, where)
     with writing(folder):
         (folder / "networks").mkdir(parents=True, exist_ok=True)
     with locked(folder):
@@ -211,7 +215,7 @@ def sweep(
             else:
                 _lead(plan, ledger, role.address, where)
             tasks = [task for task, _ in ledger.tasks()]
-        _write_records(plan, tasks, folder, where, held_out)
+        _write_records(plan, tasks, folder, where, data)
         return _publish(plan, tasks, folder, where)
 
 
@@ -232,9 +236,7 @@ def _check(plan: Plan) -> None:
     check_whole("search_seed", plan.search_seed, 0)
     ranges = [field for field, values in plan.space.axes.items() if isinstance(values, Between)]
     if plan.algorithm == "grid" and ranges:
-        raise ValueError(
-            f"a grid needs values and not the range of {', '.join(ranges)}: list some, or search at random."
-        )
+        raise ValueError(f"a grid needs values, not the range of {', '.join(ranges)}: list some, or search at random.")
     number = math.inf if ranges else len(plan.space.points())
     if plan.trials is not None:
         check_whole("trials", plan.trials, 1)
@@ -275,32 +277,36 @@ def _evaluations(swept: Space) -> int:
     return config.steps // config.evaluate_every
 
 
-def _held_out(plan: Plan, where: Where) -> dict[str, Any]:
-    """Load the data of every point that names others, and refuse those of which nothing is held out."""
-    found, seen = {}, []
-    names = [f for f in plan.space.axes if f in ("dataset", "train_size", "held_out_size", "scaling")]
-    for point in plan.space.points() if not _ranged(plan.space) else [_some_point(plan.space)]:
-        choice = {name: point[name] for name in names}
-        if choice in seen:
-            continue
-        seen.append(choice)
-        config = plan.space.config(point, 0, None)
-        data = plan.space.recipe.load_data(config, where.data_dir)
-        if not data.size("held_out"):
-            raise ValueError(
-                f"{plan.space.recipe.name} {plan.space.size} holds no training examples out to choose points on, and "
-                "test examples are for the chosen point alone: give --over held_out_size=NUMBER."
-            )
-        found = about(data)
-    return found
+def _tried(plan: Plan, where: Where) -> dict[str, Any]:
+    """Load the data and build a network for each value, so that what no check refuses is told before any training."""
+    swept = plan.space
+    first = {field: values.low if isinstance(values, Between) else values[0] for field, values in swept.axes.items()}
+    data = _load(plan, first, where)
+    of_data = {*data.describe(), "dataset"}
+    for field, values in swept.axes.items():
+        every = (values.low, values.high) if isinstance(values, Between) else values
+        for value in every if len(every) <= _MOST_BUILT else (every[0], every[-1]):
+            point = {**first, field: value}
+            recipe, config = swept.recipe, swept.config(point, 0)
+            own = _load(plan, point, where) if field in of_data else data
+            if field.startswith(TEACHER):
+                recipe, config = swept.teacher[0], swept.teacher_config(point, 0)
+                own = recipe.load_data(config, where.data_dir)
+            try:
+                recipe.build_model(config, own)
+            except (ValueError, TypeError) as problem:
+                raise ValueError(f"The point {space.describe(point)} cannot be trained: {problem}") from problem
+    return about(data)
 
 
-def _ranged(swept: Space) -> bool:
-    return any(isinstance(values, Between) for values in swept.axes.values())
-
-
-def _some_point(swept: Space) -> dict[str, Any]:
-    return {field: v.low if isinstance(v, Between) else v[0] for field, v in swept.axes.items()}
+def _load(plan: Plan, point: space.Point, where: Where) -> Dataset:
+    data = plan.space.recipe.load_data(plan.space.config(point, 0), where.data_dir)
+    if not data.size("held_out"):
+        raise ValueError(
+            f"{plan.space.recipe.name} at {space.describe(point)} holds no training examples out to choose points on, "
+            "and test examples are for the chosen point alone: give --over held_out_size=NUMBER."
+        )
+    return data
 
 
 def _announced(plan: Plan, before: int, folder: Path, address: str | None) -> str:

@@ -152,12 +152,11 @@ class Ledger:
         # When each worker that was not told to stop was last heard of.
         self._asked: dict[str, float] = {}
         self._stopped = False
-        events = _read(path)
-        self._file = path.open("ab")
         with _quiet():
-            self._replay(events)
+            self._replay(_read(path), path)
+        self._file = path.open("ab")
 
-    def _replay(self, events: list[dict[str, Any]]) -> None:
+    def _replay(self, events: list[dict[str, Any]], path: Path) -> None:
         """Tell a new oracle all that was told to the last one; what had not ended, or failed, is open again."""
         holders = {}
         for event in events:
@@ -166,7 +165,7 @@ class Ledger:
                 trial = self.oracle.create_trial(name)
                 if trial.trial_id != name or trial.status != TrialStatus.RUNNING:
                     raise ValueError(
-                        f"{self._file.name} does not fit this version of KerasTuner (trial {name} is "
+                        f"{path} does not fit this version of KerasTuner (trial {name} is "
                         f"{trial.trial_id}, {trial.status}). Choose another --name; what is trained stays."
                     )
                 trial.hyperparameters.values = event["values"]

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from ls_keras.experiment import Config, Recipe, unknown
 
+import numpy as np
+
 # Points that are checked one by one; of more, each value is.
 _MOST_CHECKED = 10_000
 # What a float32 keeps: values drawn from a range travel through KerasTuner's messages in that.
@@ -225,6 +227,8 @@ def _values(recipe: Recipe, size: str, field: str, values: Any) -> tuple[Any, ..
         values = _from_text(field, values, hint)
     if isinstance(values, Between):
         return _range(field, values, hint)
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
     if not isinstance(values, Sequence):
         raise ValueError(f"`{field}` takes a sequence of values, text, or Between(low, high); received {values!r}.")
     typed = tuple(_typed(field, value, hint) for value in values)
@@ -292,6 +296,7 @@ def _read(field: str, text: str, hint: Any) -> Any:
 
 def _typed(field: str, value: Any, hint: Any) -> Any:
     """Return a value as the field's type has it; whole numbers stand for floats, lists for tuples."""
+    value = value.item() if isinstance(value, np.generic) else value
     for kind in _kinds(hint):
         if (kind is type(None) and value is None) or (typing.get_origin(kind) is Literal and value in _choices(kind)):
             return value
