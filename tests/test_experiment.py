@@ -300,6 +300,29 @@ def interrupt_at(monkeypatch, checkpoint):
     monkeypatch.setattr(np, "savez", savez)
 
 
+def test_a_run_that_pauses_goes_on_to_the_same_end(undisturbed, tmp_path, capsys):
+    folder = tmp_path / "tiny" / "small"
+    where = experiment.Where(workdir=tmp_path)
+    for until in (3, 3, 9):  # given again, there is nothing to do
+        paused = tiny_recipe.RECIPE.run(CONFIG, size="small", where=where, until=until)
+        assert paused.metrics == {}
+        assert list(paused.history()["step"]) == list(range(3, until + 1, 3))
+        assert capsys.readouterr().out.endswith(f"{folder}: paused after step {until} of 12\n")
+        assert not (folder / "metrics.json").exists()
+    tiny_recipe.RECIPE.run(CONFIG, size="small", where=where, until=12)
+    assert everything_in(folder) == everything_in(undisturbed)
+    assert tiny_recipe.RECIPE.run(CONFIG, size="small", where=where, until=3).metrics, "finished is finished"
+
+
+@pytest.mark.parametrize(
+    ("until", "message"), [(4, "multiple of `evaluate_every`"), (15, "up to `steps`"), (0, "at least 1")]
+)
+def test_a_run_pauses_where_it_is_evaluated(until, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tiny_recipe.RECIPE.run(CONFIG, size="small", where=experiment.Where(workdir=tmp_path), until=until)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_run_keeps_its_checkpoint_and_says_so(undisturbed, tmp_path, monkeypatch, capsys):
     interrupt_at(monkeypatch, 4)
     with pytest.raises(SystemExit) as ended, experiment.messages():

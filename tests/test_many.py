@@ -116,6 +116,31 @@ def test_jobs_that_wait_for_what_does_not_come_before_are_refused_before_work(co
     assert not list(tmp_path.iterdir())
 
 
+def test_an_iterator_is_asked_when_a_process_is_free_and_again_where_it_had_nothing(cores, monkeypatch):
+    monkeypatch.setattr(many, "_ASK_EVERY", 0.01)
+    asked, done = [], []
+
+    def jobs():
+        for number in range(6):
+            asked.append(number)
+            assert number - len(done) <= cores + 1, "one more than there are processes lies ready"
+            yield Job(number, functools.partial(int, number))
+            yield None
+            if number == 3:  # what only comes once the rest is done
+                while len(done) < 4:
+                    yield None
+
+    for name, result in experiment.finish(jobs(), QUIET, what="numbers", total=6):
+        assert name == result
+        done.append(name)
+    assert sorted(done) == asked == list(range(6))
+
+
+def test_no_process_is_begun_where_there_is_nothing_to_do(cores):
+    assert list(experiment.finish([], QUIET, what="numbers")) == []
+    assert list(experiment.finish(iter([None, None]), QUIET, what="numbers")) == []
+
+
 def test_several_workers_would_each_do_everything(monkeypatch):
     with pytest.raises(ValueError, match="without --strategy multi-worker and without TF_CONFIG"):
         list(experiment.finish(NUMBERS, Where(strategy="multi-worker"), what="numbers"))

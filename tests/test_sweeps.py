@@ -141,10 +141,15 @@ def test_options_of_another_form_are_refused(texts, message):
         ({"over": {"alpha": "0", "dropout": "0,1"}}, "The point alpha = 0, dropout = 1 cannot be trained: `dropout`"),
         ({"teacher_over": {"dropout": "1"}, "over": {}}, "teacher.dropout = 1 cannot be trained: `dropout`"),
         ({"over": {"train_size": "9999"}}, "train_size"),
+        ({"name": "../there"}, "a sweep's name is that of one folder; received '../there'"),
+        ({"where": {"snapshots": True}}, "--snapshots cannot act"),
+        ({"where": {"checkpoints": 0}}, "`checkpoints` must be at least 1"),
+        ({"where": {"strategy": "multi-worker"}}, "on one machine"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_work(options, message, tmp_path):
-    arguments = {"over": GRID, "size": "smoke", "where": Where(workdir=tmp_path, quiet=True), **options}
+    where = Where(workdir=tmp_path, quiet=True, **options.get("where", {}))
+    arguments = {"over": GRID, "size": "smoke", **options, "where": where}
     with pytest.raises((ValueError, OSError), match=message):
         sweeps.sweep(RECIPE, **arguments)
     assert not list(tmp_path.iterdir())
@@ -486,6 +491,8 @@ def test_what_is_clearly_worse_is_told_apart_and_numbers_are_numpys():
     assert [row.trial for row in swept.failed] == ["4"]
     assert swept.failures() == "alpha = 4: seed 0: broken"
     assert str(swept).splitlines()[1].split()[1] == "best"
+    assert str(swept).endswith("; 1 other point cannot be told from it")
+    assert f"chosen on held-out examples: alpha = {swept.best[0].point['alpha']:g};" in str(swept)
 
 
 def test_accuracy_is_better_where_it_is_higher_and_ends_at_1():
@@ -501,7 +508,9 @@ def test_one_seed_tells_nothing_apart():
     rows = tables.rows([(str(k), {"a": k}, {0: measured([k + 1.0, k + 2.0])}, "") for k in range(2)], "nll")
     assert [row.standing for row in rows] == ["best", "one seed"]
     assert np.isnan(rows[0].estimates["test"]["nll"].low)
-    assert "[" not in str(driver.Swept(Path("there"), rows, "nll", ("a",)))
+    text = str(driver.Swept(Path("there"), rows, "nll", ("a",)))
+    assert "[" not in text
+    assert "chosen on held-out examples: a = 0; one seed shows no interval" in text
 
 
 @pytest.mark.parametrize("fields", [1, 2, 3])
@@ -595,8 +604,18 @@ def test_what_is_measured_is_not_trained_again_even_if_networks_were_removed(swe
 def test_a_folder_that_holds_another_sweep_is_refused(swept, where):
     with pytest.raises(ValueError, match=r"few holds another sweep: seeds is 2 there and 3 here. Choose"):
         sweeps.sweep(RECIPE, over=FEW, seeds=3, size="smoke", name="few", where=where)
+    whole = (swept.folder / "sweep.json").read_text()
     (swept.folder / "sweep.json").write_text("{")
     with pytest.raises(ValueError, match=r"sweep.json is damaged"):
+        sweeps.sweep(RECIPE, over=FEW, seeds=2, size="smoke", name="few", where=where)
+    (swept.folder / "sweep.json").write_text(whole)
+
+
+def test_networks_that_saw_other_examples_are_not_compared(swept, where, monkeypatch):
+    stored = json.loads((swept.folder / "sweep.json").read_text())
+    stored["data"]["fingerprint"] = "0" * 16
+    (swept.folder / "sweep.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"few was begun with other data: digits from .*--data-dir"):
         sweeps.sweep(RECIPE, over=FEW, seeds=2, size="smoke", name="few", where=where)
 
 

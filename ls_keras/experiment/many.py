@@ -108,11 +108,18 @@ def _in_order(jobs: Iterable[Job | None]) -> Iterator[Job | None]:
 
 def _one_by_one(jobs: Iterable[Job | None]) -> Iterator[tuple[Hashable, Any]]:
     results: dict[Hashable, Any] = {}
+    # That functions are traced again for each network is no news.
+    logger = tf.get_logger()
+    before = logger.level
     for job in jobs:
         if job is None:
             time.sleep(_ASK_EVERY)
             continue
-        results[job.name] = job.call(*(results[name] for name in job.after))
+        logger.setLevel("ERROR")
+        try:
+            results[job.name] = job.call(*(results[name] for name in job.after))
+        finally:
+            logger.setLevel(before)
         yield job.name, results[job.name]
 
 

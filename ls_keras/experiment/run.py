@@ -129,7 +129,7 @@ def run(recipe: Recipe, config: Config, size: str, where: Where, until: int | No
     recipe.checked(config, size)
     last = _last_step(config, until)
     observe = recipe.observe if getattr(config, "observe_every", 0) else None
-    _check_where(where, observed=observe is not None)
+    check_where(where, observed=observe is not None)
     folder = Path(where.workdir) / recipe.name / label(config, size, recipe.sizes)
     record = {
         "recipe": recipe.name,
@@ -252,7 +252,8 @@ def _last_step(config: Config, until: int | None) -> int:
     return until
 
 
-def _check_where(where: Where, *, observed: bool) -> None:
+def check_where(where: Where, *, observed: bool) -> None:
+    """Refuse numbers out of range, and options that cannot act."""
     check_whole("checkpoints", where.checkpoints, 1)
     if not 0 <= where.checkpoint_minutes < math.inf:
         raise ValueError(f"`checkpoint_minutes` must be a time from 0 on; received {where.checkpoint_minutes}.")

@@ -112,7 +112,15 @@ class Swept:
         return "\n".join(f"{space.describe(row.point)}: {row.reason}" for row in self.failed)
 
     def __str__(self) -> str:
-        return tables.to_text(self.rows, self.varied, self.objective)
+        text = tables.to_text(self.rows, self.varied, self.objective)
+        if not self.best:
+            return text
+        point = space.describe({field: self.best[0].point[field] for field in self.varied})
+        text += f"\n\nchosen on held-out examples: {point}"
+        if any(row.standing == "one seed" for row in self.rows):
+            return f"{text}; one seed shows no interval, so that no other point can be told from it"
+        alike = len(self.best) - 1
+        return f"{text}; {alike or 'no'} other point{'s' * (alike != 1)} cannot be told from it"
 
 
 def sweep(
@@ -174,7 +182,7 @@ def sweep(
     swept = space.space(recipe, size, over, teacher_over, teacher_recipe, teacher_size)
     plan = Plan(swept, seeds, algorithm, objective, _trials(algorithm, trials), search_seed)
     _check(plan)
-    folder = where.workdir / "sweep" / recipe.name / (name or plan.name(where.precision))
+    folder = where.workdir / "sweep" / recipe.name / _named(name, plan, where)
     content = plan.content(where.precision)
     _require_same(folder, content)
     finished = _finished(plan, folder, where)
@@ -183,19 +191,23 @@ def sweep(
         return _publish(plan, finished, folder, where)
     experiment.check_alone(where)
     swept.check()
+    from ls_keras.experiment.run import check_where  # noqa: PLC0415 (TensorFlow, in seconds)
     from ls_keras.sweeps import oracles  # noqa: PLC0415 (TensorFlow, in seconds)
 
+    check_where(where, observed=False)
     role = oracles.role()
     if role is not None and not role.chief:
         _work_for_chief(plan, role, folder, where)
         return None
     data = _tried(plan, where)
+    _require_same_data(folder, data)
     with writing(folder):
         (folder / "networks").mkdir(parents=True, exist_ok=True)
     with locked(folder):
         files.remove_abandoned(folder / "networks")
         with writing(folder):
-            files.replace(folder / "sweep.json", json.dumps({"format": FORMAT, **content}, indent=1) + "\n")
+            begun = {"format": FORMAT, **content, "data": data}
+            files.replace(folder / "sweep.json", json.dumps(begun, indent=1) + "\n")
         new = oracles.oracle(
             swept,
             algorithm,
@@ -272,15 +284,14 @@ def _hyperband_points(evaluations: int) -> int:
 
 
 def _evaluations(swept: Space) -> int:
-    fixed = {field: values[0] for field, values in swept.axes.items() if isinstance(values, tuple)}
-    config = swept.config({**fixed, **{f: v.low for f, v in swept.axes.items() if isinstance(v, Between)}}, 0)
+    config = swept.config(_first_point(swept), 0)
     return config.steps // config.evaluate_every
 
 
 def _tried(plan: Plan, where: Where) -> dict[str, Any]:
     """Load the data and build a network for each value, so that what no check refuses is told before any training."""
     swept = plan.space
-    first = {field: values.low if isinstance(values, Between) else values[0] for field, values in swept.axes.items()}
+    first = _first_point(swept)
     data = _load(plan, first, where)
     of_data = {*data.describe(), "dataset"}
     for field, values in swept.axes.items():
@@ -297,6 +308,10 @@ def _tried(plan: Plan, where: Where) -> dict[str, Any]:
             except (ValueError, TypeError) as problem:
                 raise ValueError(f"The point {space.describe(point)} cannot be trained: {problem}") from problem
     return about(data)
+
+
+def _first_point(swept: Space) -> dict[str, Any]:
+    return {field: values.low if isinstance(values, Between) else values[0] for field, values in swept.axes.items()}
 
 
 def _load(plan: Plan, point: space.Point, where: Where) -> Dataset:
@@ -406,6 +421,7 @@ def _work_for_chief(plan: Plan, role: Any, folder: Path, where: Where) -> None:
                 "processes the same command and one --workdir that they share."
             )
         _require_same(folder, plan.content(where.precision))
+        _require_same_data(folder, about(_load(plan, _first_point(plan.space), where)))
         _work(plan, ledger, folder, where, role.name)
     say(f"{role.name}: done; the chief has the tables", where)
 
@@ -414,13 +430,17 @@ def _lead(plan: Plan, ledger: Ledger, address: str, where: Where) -> None:
     from ls_keras.sweeps import oracles  # noqa: PLC0415 (TensorFlow)
 
     total = None if plan.algorithm == "hyperband" else plan.trials or len(plan.space.points())
+    alive = 0
     with (
         oracles.serving(ledger, address),
         tqdm(total=total, desc="points", unit="point", leave=False, disable=where.quiet) as bar,
     ):
         while not ledger.over():
             bar.n = sum(status in ("COMPLETED", "FAILED") for _, status in ledger.tasks())
-            bar.set_postfix(workers=ledger.workers())
+            before, alive = alive, ledger.workers()
+            bar.set_postfix(workers=alive)
+            if before and not alive and not ledger.over():
+                say("no worker gives signs of life any more: begin some by the same command", where)
             time.sleep(_TICK)
 
 
@@ -546,6 +566,25 @@ def _finished(plan: Plan, folder: Path, where: Where) -> list[Task] | None:
 
 def _listed(values: tuple[Any, ...], plain: Any) -> Any:
     return next(value for value in values if _plain(value) == plain)
+
+
+def _named(name: str | None, plan: Plan, where: Where) -> str:
+    if name is None:
+        return plan.name(where.precision)
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise ValueError(f"a sweep's name is that of one folder; received {name!r}.")
+    return name
+
+
+def _require_same_data(folder: Path, data: dict[str, Any]) -> None:
+    """Refuse to compare networks that saw other examples."""
+    path = folder / "sweep.json"
+    before = json.loads(path.read_text(encoding="utf-8")).get("data", data) if path.exists() else data
+    if before["fingerprint"] != data["fingerprint"]:
+        raise ValueError(
+            f"{folder} was begun with other data: {before['name']} from {before['origin']}, and here they are from "
+            f"{data['origin']}. Bring them back by --data-dir, or choose another --name."
+        )
 
 
 def _require_same(folder: Path, content: dict[str, Any]) -> None:
