@@ -141,6 +141,8 @@ def test_options_of_another_form_are_refused(texts, message):
         ({"over": {"alpha": "0", "dropout": "0,1"}}, "The point alpha = 0, dropout = 1 cannot be trained: `dropout`"),
         ({"teacher_over": {"dropout": "1"}, "over": {}}, "teacher.dropout = 1 cannot be trained: `dropout`"),
         ({"over": {"train_size": "9999"}}, "train_size"),
+        ({"over": {"held_out_size": "100,90"}}, "With held_out_size = 90 the held-out examples are others"),
+        ({"over": {"train_size": "200,150"}}, "With train_size = 150 the held-out examples are others"),
         ({"name": "../there"}, "a sweep's name is that of one folder; received '../there'"),
         ({"where": {"snapshots": True}}, "--snapshots cannot act"),
         ({"where": {"checkpoints": 0}}, "`checkpoints` must be at least 1"),

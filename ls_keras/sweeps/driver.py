@@ -20,6 +20,7 @@ from ls_keras.study.driver import about, made
 from ls_keras.sweeps import networks, space, tables
 from ls_keras.sweeps.space import TEACHER, Between, Space, Task
 
+import numpy as np
 from tqdm import tqdm
 
 if TYPE_CHECKING:  # a finished sweep is shown without TensorFlow
@@ -296,10 +297,12 @@ def _tried(plan: Plan, where: Where) -> dict[str, Any]:
     of_data = {*data.describe(), "dataset"}
     for field, values in swept.axes.items():
         every = (values.low, values.high) if isinstance(values, Between) else values
-        for value in every if len(every) <= _MOST_BUILT else (every[0], every[-1]):
+        for value in every if len(every) <= _MOST_BUILT or field in of_data else (every[0], every[-1]):
             point = {**first, field: value}
-            recipe, config = swept.recipe, swept.config(point, 0)
-            own = _load(plan, point, where) if field in of_data else data
+            recipe, config, own = swept.recipe, swept.config(point, 0), data
+            if field in of_data:
+                own = _load(plan, point, where)
+                _require_same_examples(data, own, f"{field} = {space.shown(value)}")
             if field.startswith(TEACHER):
                 recipe, config = swept.teacher[0], swept.teacher_config(point, 0)
                 own = recipe.load_data(config, where.data_dir)
@@ -308,6 +311,19 @@ def _tried(plan: Plan, where: Where) -> dict[str, Any]:
             except (ValueError, TypeError) as problem:
                 raise ValueError(f"The point {space.describe(point)} cannot be trained: {problem}") from problem
     return about(data)
+
+
+def _require_same_examples(data: Dataset, other: Dataset, what: str) -> None:
+    """Refuse to compare points on different examples; without labels that can be compared, sizes must do."""
+    for split in ("held_out", "test"):
+        same = data.size(split) == other.size(split)
+        if same and hasattr(data, "labels"):
+            same = np.array_equal(data.labels(split), other.labels(split))
+        if not same:
+            raise ValueError(
+                f"With {what} the {split.replace('_', '-')} examples are others, and networks are compared on the same "
+                "ones: fix this field, and sweep once for each of its values."
+            )
 
 
 def _first_point(swept: Space) -> dict[str, Any]:
