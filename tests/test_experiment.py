@@ -310,7 +310,7 @@ def test_a_run_that_pauses_goes_on_to_the_same_end(undisturbed, tmp_path, capsys
         assert capsys.readouterr().out.endswith(f"{folder}: paused after step {until} of 12\n")
         assert not (folder / "metrics.json").exists()
     tiny_recipe.RECIPE.run(CONFIG, size="small", where=where, until=12)
-    assert everything_in(folder) == everything_in(undisturbed)
+    assert everything_in(folder) == everything_in(undisturbed.folder)
     assert tiny_recipe.RECIPE.run(CONFIG, size="small", where=where, until=3).metrics, "finished is finished"
 
 

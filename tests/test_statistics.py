@@ -451,7 +451,7 @@ def found(tmp_path_factory):
     """The study `paper` where networks are built by hand: what it measures, and each network by (α, seed)."""
     nets, folder = {}, tmp_path_factory.mktemp("found")
 
-    def run(recipe, config, size, where):
+    def run(recipe, config, size, where, until=None):
         name = f"{config.alpha}-{config.seed}"
         (folder / name).mkdir()
         (folder / name / "history.csv").write_text("step,loss\n1,2\n")
