@@ -2,8 +2,10 @@
 
 import functools
 import math
+import multiprocessing
 import operator
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +14,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ls_keras import experiment
-from ls_keras.experiment import Job, Where, many
+from ls_keras.experiment import Job, Stopped, Where, many
+from ls_keras.experiment.command import signals
 
 import pytest
 import tensorflow as tf
@@ -139,6 +142,24 @@ def test_an_iterator_is_asked_when_a_process_is_free_and_again_where_it_had_noth
 def test_no_process_is_begun_where_there_is_nothing_to_do(cores):
     assert list(experiment.finish([], QUIET, what="numbers")) == []
     assert list(experiment.finish(iter([None, None]), QUIET, what="numbers")) == []
+
+
+def until_a_signal():
+    with signals():
+        time.sleep(600)
+
+
+def end_the_parent():
+    os.kill(os.getppid(), signal.SIGTERM)
+
+
+def test_a_signal_ends_who_works_and_who_waits_for_work(monkeypatch):
+    """Who waits holds the lock of the queue that the other one would ask next."""
+    monkeypatch.setattr(many, "_places", lambda where: [{"CUDA_VISIBLE_DEVICES": ""}] * 2)
+    jobs = [Job("long", until_a_signal), Job("short", functools.partial(int, 1)), Job("end", end_the_parent)]
+    with signals(), pytest.raises(Stopped):
+        list(experiment.finish(jobs, QUIET, what="numbers"))
+    assert not multiprocessing.active_children()
 
 
 def test_several_workers_would_each_do_everything(monkeypatch):

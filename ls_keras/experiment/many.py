@@ -145,7 +145,7 @@ def _as_they_can(jobs: Iterable[Job | None], pool: ProcessPoolExecutor, number: 
     while running or (failed is None and not queue.empty):
         # One more than there are processes lies ready; the rest is chosen when what it waits for may be there.
         while failed is None and len(running) <= number and (job := queue.next(results)) is not None:
-            running[pool.submit(job.call, *(results[name] for name in job.after))] = job
+            running[pool.submit(_in_worker, job.call, *(results[name] for name in job.after))] = job
         if not running:
             time.sleep(0.0 if queue.empty else _ASK_EVERY)
         done: set[Future] = wait(running, _ASK_EVERY if queue.asked else None, FIRST_COMPLETED).done
@@ -159,6 +159,14 @@ def _as_they_can(jobs: Iterable[Job | None], pool: ProcessPoolExecutor, number: 
             yield name, results[name]
     if failed is not None:
         raise failed
+
+
+def _in_worker(call: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return call(*arguments)
+    except KeyboardInterrupt:
+        # By a signal that ends all: one that waited for work was killed with the lock of the queue in its hands.
+        os._exit(1)
 
 
 class _Queue:
