@@ -393,7 +393,7 @@ def information_figure(curves: Sequence[InformationCurve], num_examples: int) ->
 
 
 def sweep_figure(
-    points: Sequence[SweepPoint], fields: Sequence[str], values: Sequence[Sequence[str]], ylabel: str
+    points: Sequence[SweepPoint], fields: Sequence[str], values: Sequence[Sequence[str]], ylabel: str, note: str = ""
 ) -> Figure:
     """Draw an objective over one field, with a line for each value of a second one.
 
@@ -404,6 +404,7 @@ def sweep_figure(
         fields: Names of one or two fields.
         values: All values of each field, as text, in their order; evenly spaced along the axis.
         ylabel: The objective, with its unit.
+        note: What else a reader must know, in the legend.
 
     Returns:
         A figure 3.3 inches wide with one axes.
@@ -420,31 +421,31 @@ def sweep_figure(
         raise ValueError(f"Expected one or two fields with the values of each; received {', '.join(fields)}.")
     _check_settings(points, len(fields))
     lines = list(values[1]) if len(fields) == 2 else [""]
-    figure, axes = _column_figure(len(lines) + 1 if len(fields) == 2 else 1, num_columns=_sweep_columns(len(lines)))
+    entries = (len(lines) if len(fields) == 2 else 0) + bool(note)
+    figure, axes = _column_figure(entries, num_columns=_sweep_columns(len(lines)))
     for k, line in enumerate(lines):
         own = {point.settings[0]: point for point in points if len(fields) == 1 or point.settings[1] == line}
         at = [x for x, value in enumerate(values[0]) if value in own]
-        _draw_sweep_line(
-            axes, [own[values[0][x]] for x in at], np.array(at) + _dodge(k, len(lines)), k, f"{fields[-1]} = {line}"
-        )
+        label = f"{fields[1]} = {line}" if line else ""
+        x = np.array(at) + _dodge(k, len(lines))
+        _draw_sweep_line(axes, [own[values[0][each]] for each in at], x, k, label)
     axes.set_xticks(range(len(values[0])), values[0], rotation=0 if sum(map(len, values[0])) < 45 else 60)
     axes.set_xlim(-0.5, len(values[0]) - 0.5)
     _style(axes, fields[0], ylabel)
-    axes.plot([], [], "o", color=_GREY, markerfacecolor="white", markersize=3.6, label="hollow: worse than the best")
-    if len(fields) == 1:
-        axes.lines[0].set_label("_")
+    if note:
+        axes.plot([], [], " ", label=note)
     _legend_above(figure, axes, num_columns=_sweep_columns(len(lines)))
     return figure
 
 
-def ranking_figure(points: Sequence[SweepPoint], fields: Sequence[str], xlabel: str, number: int) -> Figure:
+def ranking_figure(points: Sequence[SweepPoint], fields: Sequence[str], xlabel: str, note: str = "") -> Figure:
     """Draw an objective point by point, the best one on top.
 
     Args:
         points: The best ones, in their order.
         fields: Names of their settings.
         xlabel: The objective, with its unit.
-        number: How many points there are in all.
+        note: What else a reader must know, above the axes.
 
     Returns:
         A figure 7 inches wide with one axes.
@@ -453,8 +454,8 @@ def ranking_figure(points: Sequence[SweepPoint], fields: Sequence[str], xlabel: 
         ValueError: No points, or settings that do not fit the fields.
 
     Example:
-        >>> ranking_figure([SweepPoint(("0.1", "2"), 0.25, 0.23, 0.27, True)], ["a", "b"], "NLL", 1).axes[0].get_title()
-        ''
+        >>> ranking_figure([SweepPoint(("0.1", "2"), 0.25, 0.23, 0.27, True)], ["a", "b"], "NLL").axes[0].get_xlabel()
+        'NLL'
     """
     _check_settings(points, len(fields))
     height = 0.17 * len(points) + 0.85
@@ -467,8 +468,7 @@ def ranking_figure(points: Sequence[SweepPoint], fields: Sequence[str], xlabel: 
     axes.set_yticks(range(len(points)), labels)
     axes.set_ylim(len(points) - 0.4, -0.6)
     _style(axes, xlabel, "")
-    shown = f"the best {len(points)} of {number} points; " if len(points) < number else ""
-    figure.text(0.98, 1 - 0.08 / height, f"{shown}hollow: worse than the best", size=_TICK, ha="right", va="top")
+    figure.text(0.98, 1 - 0.08 / height, note, size=_TICK, ha="right", va="top")
     return figure
 
 
@@ -535,7 +535,8 @@ def _draw_sweep_line(axes: Axes, points: Sequence[SweepPoint], x: np.ndarray, k:
     for at, point in zip(x, points, strict=True):
         face = color if point.best else "white"
         axes.plot(at, point.estimate, marker, color=color, markersize=3.8, markerfacecolor=face, markeredgewidth=0.8)
-    axes.plot([], [], color=color, linestyle=dashes, linewidth=0.8, marker=marker, markersize=3.8, label=label)
+    if label:
+        axes.plot([], [], color=color, linestyle=dashes, linewidth=0.8, marker=marker, markersize=3.8, label=label)
 
 
 def _check_settings(points: Sequence[SweepPoint], number: int) -> None:

@@ -75,7 +75,8 @@ def run(config: Config, where: experiment.Where) -> sweeps.Swept | None:
     )
     if found is not None and not where.quiet:
         print(found, end="\n\n")
-        print(f"{found.folder}: table.md, table.csv, records.json, sweep.png")
+        written = ("table.md", "table.csv", "records.json", "sweep.png")
+        print(f"{found.folder}: {', '.join(name for name in written if (found.folder / name).exists())}")
     return found
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from ls_keras import sweeps
+from ls_keras import study, sweeps
 from ls_keras.experiment import Where, many
 from ls_keras.sweeps import driver, networks, oracles, space, tables
 from ls_keras_recipes import cifar10_alexnet, mnist_mlp, named
@@ -54,6 +54,18 @@ def test_numpys_numbers_are_numbers():
     assert all(type(value) is kind for value, kind in zip(found.points()[0].values(), (float, int), strict=True))
 
 
+def test_none_ranges_and_commas_are_read_where_the_field_has_them():
+    found = of(
+        {"loss": "none,ConfidencePenalty(beta=0.1),ConfidencePenalty(beta=0.2, from_logits=True)", "max_norm": "none"}
+    )
+    assert found.axes["loss"] == (None, "ConfidencePenalty(beta=0.1)", "ConfidencePenalty(beta=0.2, from_logits=True)")
+    assert of({"teacher": "none"}).axes["teacher"] == (None,)
+    assert space.space(RECIPE, "smoke", {"teacher": "gs://a/b"}).axes["teacher"] == (Path("gs://a/b"),)
+    whole = space.space(RECIPE, "smoke", {"batch_size": "50:52", "alpha": "0,0.1"})
+    assert whole.number == 6
+    assert space.space(RECIPE, "smoke", {"batch_size": "50:52", "alpha": "0:0.1"}).number == np.inf
+
+
 def test_students_have_the_fields_of_their_teachers_first():
     students = of({"match": "probabilities", "temperature": "1,2"}, teacher_over={"alpha": "0,0.1"})
     assert students.points()[1] == {"teacher.alpha": 0.0, "match": "probabilities", "temperature": 2.0}
@@ -81,6 +93,15 @@ def test_students_have_the_fields_of_their_teachers_first():
         ({"alpha": (0, 0.0)}, {}, "`alpha` has 0 twice"),
         ({"alpha": ()}, {}, "`alpha` has no values"),
         ({"alpha": 0.1}, {}, "`alpha` takes a sequence of values"),
+        ({"batch_size": b"ab"}, {}, "`batch_size` takes a sequence of values"),
+        ({"scaling": [np.array(["unit"])]}, {}, "`scaling` is 'standardize' or 'unit'; received"),
+        ({"alpha": sweeps.Between(0.1, 0.10000001)}, {}, "LOW < HIGH"),
+        ({"alpha": sweeps.Between(0.1, 0.2, "yes")}, {}, "log=True or False"),
+        (None, {}, "`over` takes values by field"),
+        (["alpha"], {}, "`over` takes values by field"),
+        ({3: "1"}, {}, "`over` takes values by field"),
+        ({"alpha": "0"}, {"teacher_over": "alpha=0"}, "`teacher_over` takes values by field"),
+        ({"alpha": "0"}, {"teacher_over": {}, "teacher_recipe": "mnist_mlp"}, "a recipe is an `experiment.Recipe`"),
         ({"alpha": "0,1.5"}, {}, r"The point alpha = 1.5 cannot be trained: .*`?alpha"),
         ({"learning_rate": "0"}, {}, "The point learning_rate = 0 cannot be trained.*above 0"),
         ({"alpha": "0.3:0.1"}, {}, "LOW < HIGH"),
@@ -132,6 +153,15 @@ def test_options_of_another_form_are_refused(texts, message):
         ({"trials": 3}, "trials cannot act with grid search"),
         ({"algorithm": "random", "trials": 6}, "6 trials are no fewer than the 6 points there are"),
         ({"algorithm": "random", "trials": 0}, "`trials` must be at least 1"),
+        ({"algorithm": "random", "over": {"batch_size": "50:51"}}, "20 trials are no fewer than the 2 points"),
+        ({"algorithm": "random", "search_seed": 2**40}, "`search_seed` must be at most"),
+        ({"algorithm": None}, "unknown algorithm 'None'"),
+        ({"objective": ["nll"]}, "unknown objective"),
+        ({"size": 3}, "unknown size '3'"),
+        ({"name": 5}, "a sweep's name is that of one folder; received 5"),
+        ({"algorithm": "hyperband", "objective": "ece"}, "ECE is not bias-reduced"),
+        ({"algorithm": "hyperband", "over": {"alpha": "0,0.1", "steps": "4", "evaluate_every": "8"}}, "multiple of"),
+        ({"algorithm": "hyperband", "over": {"alpha": "0,0.1", "evaluate_every": "0"}}, "at least 1"),
         ({"algorithm": "hyperband", "over": {**GRID, "evaluate_every": "6"}}, "draws 22 points for 10 .* there are 6"),
         ({"algorithm": "hyperband", "objective": "nll_at_temperature"}, "no temperature is fitted"),
         ({"over": {"alpha": "0:0.5"}}, "a grid needs values, not the range of alpha"),
@@ -248,6 +278,73 @@ def test_hyperband_trains_the_better_half_longer(tmp_path):
     assert all(each == sorted(each) for each in epochs.values())
     assert epochs[best][-1] == 9
     assert len(epochs) == driver._hyperband_points(9) > sum(each[-1] == 9 for each in epochs.values()) > 1
+
+
+def test_hyperband_throws_failed_points_out_and_goes_on(tmp_path):
+    swept = of(RANGES)
+
+    def score(task):
+        return "diverged" if task.point["learning_rate"] > 0.7 else objective(task)
+
+    book, done = ledger(tmp_path / "file", swept, "hyperband", score), []
+    while (trial := book.create_trial("local/0")).status == "RUNNING":
+        done.append(book.task(trial))
+        book.end_trial(trial)
+        if len(done) in (4, 11):  # killed, too
+            book.close()
+            book = ledger(tmp_path / "file", swept, "hyperband", score)
+    book.close()
+    failed = {tuple(task.point.items()) for task in done if score(task) == "diverged"}
+    assert 4 < len(failed) < len(done) - 6
+    assert sum(task.epochs == 9 for task in done) == sum(task.epochs == 9 for task in whole_hyperband(tmp_path, swept))
+    assert not [task for task in done if tuple(task.point.items()) in failed and task.epochs == 3 and len(failed) < 5]
+
+
+def whole_hyperband(tmp_path, swept):
+    return [space.Task(name, dict(point), epochs) for name, point, epochs in drive(tmp_path / "b", swept, "hyperband")]
+
+
+def test_what_was_measured_and_is_lost_is_open_again(tmp_path):
+    swept, lost = of(GRID), set()
+
+    def score(task):
+        if task.name in lost:
+            raise FileNotFoundError(task.name)
+        return 1.0
+
+    drive(tmp_path / "file", swept, "grid")
+    lost |= {"0001", "0004"}
+    book, again = ledger(tmp_path / "file", swept, score=score), []
+    while (trial := book.create_trial("local/0")).status == "RUNNING":
+        again.append(trial.trial_id)
+        lost.discard(trial.trial_id)
+        book.end_trial(trial)
+    book.close()
+    assert again == ["0001", "0004"]
+
+
+def test_a_chief_that_was_begun_again_leaves_living_workers_their_trials(clock, tmp_path):
+    book = ledger(tmp_path / "file", of(GRID), chief=True)
+    held = book.create_trial("one/0")
+    book.close()
+    clock.now += 1000.0
+    book = ledger(tmp_path / "file", of(GRID), chief=True)
+    assert book.create_trial("two/0").trial_id != held.trial_id
+    assert book.create_trial("one/0").trial_id == held.trial_id
+    assert book.workers() == 2
+    book.close()
+
+
+def test_a_chief_stays_until_every_worker_was_told(clock, tmp_path):
+    book = ledger(tmp_path / "file", of({"alpha": "0", "learning_rate": "1"}), chief=True)
+    trial = book.create_trial("one/0")
+    assert book.create_trial("two/0").status == "IDLE"
+    book.end_trial(trial)
+    assert book.create_trial("one/0").status == "STOPPED"
+    assert not book.over(), "two has not heard of it"
+    clock.now += oracles.DEAD + 1
+    assert book.over()
+    book.close()
 
 
 def test_values_survive_kerastuners_messages():
@@ -384,6 +481,10 @@ def test_a_book_that_is_damaged_or_of_another_search_is_refused(tmp_path):
     path.write_text('{"trial": "0000", "work\n{"trial": "0001"}\n')
     with pytest.raises(ValueError, match="is damaged"):
         ledger(path, of(GRID))
+    for line in ("{}", '{"trial": "0000"}', "[]", '{"trial": "0000", "end": "COMPLETED", "score": 1.0}'):
+        path.write_text(line + "\n")
+        with pytest.raises(ValueError, match="is damaged"):
+            ledger(path, of(GRID))
     path.write_text('{"trial": "0007", "worker": "a", "values": {"alpha": 0, "learning_rate": 0}}\n')
     with pytest.raises(ValueError, match=r"does not fit .*Choose another --name"):
         ledger(path, of(GRID))
@@ -394,6 +495,8 @@ def test_a_book_that_is_damaged_or_of_another_search_is_refused(tmp_path):
     [
         ({"KERASTUNER_TUNER_ID": "chief"}, "KERASTUNER_ORACLE_IP, KERASTUNER_ORACLE_PORT is missing"),
         ({"KERASTUNER_TUNER_ID": "a", "KERASTUNER_ORACLE_IP": "h", "KERASTUNER_ORACLE_PORT": "x"}, "PORT is 'x'"),
+        ({"KERASTUNER_TUNER_ID": "a", "KERASTUNER_ORACLE_IP": "h", "KERASTUNER_ORACLE_PORT": "99999"}, "'99999'"),
+        ({"KERASTUNER_TUNER_ID": "a", "KERASTUNER_ORACLE_IP": "h", "KERASTUNER_ORACLE_PORT": "0"}, "'0'"),
         ({"KERASTUNER_TUNER_ID": "a/b", "KERASTUNER_ORACLE_IP": "h", "KERASTUNER_ORACLE_PORT": "1"}, "without '/'"),
     ],
 )
@@ -506,6 +609,35 @@ def test_accuracy_is_better_where_it_is_higher_and_ends_at_1():
     assert tables.ranked(rows, "accuracy")[0] is rows[1]
 
 
+@pytest.mark.parametrize("objective", ["nll", "accuracy", "ece"])
+def test_intervals_and_standings_are_those_of_a_study(objective):
+    """The way of `study.interval`, from records: another implementation of which rows and options mean what."""
+    generator = np.random.default_rng(4)
+    names = {"nll": "nll", "accuracy": "accuracy", "ece": "bias-reduced ece"}
+    found, records = [], []
+    for k, sharpness in enumerate((2.0, 2.2)):
+        own = {}
+        for seed in range(4):
+            labels = np.random.default_rng(9).integers(0, 5, 300)
+            logits = generator.normal(size=(300, 5)) + sharpness * np.eye(5)[labels]
+            numbers, rows = study.statistics(logits, labels)
+            values = {name: numbers[theirs] for name, theirs in networks.QUANTITIES.items()} | {"temperature": 1.0}
+            examples = {name: rows[theirs] for name, theirs in networks.QUANTITIES.items()}
+            own[seed] = networks.Measured({}, "", 1.0, {"held_out": values}, {"held_out": examples}, {})
+            records.append(study.Record(str(k), seed, "", values=numbers, examples=rows))
+        found.append((str(k), {"a": k}, own, ""))
+    measured = study.Measured("s", {}, {}, {}, tuple(records))
+    rows = tables.rows(found, objective)
+    for row, arm in zip(rows, "01", strict=True):
+        theirs = study.interval(measured, study.Comparison(study.Term(arm, names[objective])))
+        mine = row.estimates["held_out"][objective]
+        assert (mine.mean, mine.low, mine.high) == pytest.approx((theirs.estimate, theirs.low, theirs.high), rel=1e-9)
+    terms = [study.Term(arm, names[objective]) for arm in "01"]
+    paired = study.interval(measured, study.Comparison(*terms))
+    difference = tables._interval(found[0][2], "held_out", objective, 0.95, found[1][2])
+    assert (difference.low, difference.high) == pytest.approx((paired.low, paired.high), rel=1e-9)
+
+
 def test_one_seed_tells_nothing_apart():
     rows = tables.rows([(str(k), {"a": k}, {0: measured([k + 1.0, k + 2.0])}, "") for k in range(2)], "nll")
     assert [row.standing for row in rows] == ["best", "one seed"]
@@ -583,7 +715,7 @@ def test_a_point_that_diverges_fails_alone_and_says_why(swept):
     assert all(row.point["learning_rate"] == 1e30 for row in swept.failed)
     assert "seeds 0, 1: mnist_mlp: The loss is nan" in swept.failures()
     assert {path.name for path in swept.folder.iterdir()} == {
-        *("networks", "records.json", "sweep.json", "sweep.pdf", "sweep.png", "table.csv", "table.md", "trials.jsonl")
+        *("measured", "records.json", "sweep.json", "sweep.pdf", "sweep.png", "table.csv", "table.md", "trials.jsonl")
     }
 
 
@@ -601,6 +733,36 @@ def test_what_is_measured_is_not_trained_again_even_if_networks_were_removed(swe
     monkeypatch.setattr(networks, "train", None)
     again = sweeps.sweep(RECIPE, over=good, seeds=2, size="smoke", name="good", where=where)
     assert tables.to_csv(again.rows) == tables.to_csv(first.rows)
+
+
+def test_what_is_lost_of_a_sweep_is_made_again(where):
+    over = {"alpha": "0,0.1", "steps": "30"}
+    options = {"over": over, "seeds": 2, "size": "smoke", "name": "lost", "where": where}
+    first = sweeps.sweep(RECIPE, **options)
+    for harm in (lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:100])):
+        harm(first.folder / "measured" / "0001-seed=1.npz")
+        (first.folder / "records.json").write_text('{"networks": [{}]}')
+        again = sweeps.sweep(RECIPE, **options)
+        assert tables.to_csv(again.rows) == tables.to_csv(first.rows)
+        assert len(json.loads((first.folder / "records.json").read_text())["networks"]) == 4
+
+
+def test_a_point_that_no_exception_was_foreseen_for_fails_alone(where):
+    def build_model(config, images):
+        if (config.alpha, config.learning_rate) == (0.1, 1.0):
+            raise KeyError("this pair")
+        return RECIPE.build_model(config, images)
+
+    picky = dataclasses.replace(RECIPE, name="picky", build_model=build_model)
+    over = {"alpha": "0,0.1", "learning_rate": "0.5,1", "steps": "30"}
+    found = sweeps.sweep(picky, over=over, seeds=1, size="smoke", where=where)
+    assert [row.standing for row in found.rows].count("failed") == 1
+    assert "picky: KeyError: 'this pair'" in found.failures()
+    assert (
+        "- failed: alpha = 0.1, learning_rate = 1, steps = 30: seed 0: picky" in (found.folder / "table.md").read_text()
+    )
+    with pytest.raises(ValueError, match=r"The point alpha = 0.1, learning_rate = 1.* cannot be trained: KeyError"):
+        sweeps.sweep(picky, over={"alpha": "0.1", "learning_rate": "1"}, seeds=1, size="smoke", where=where)
 
 
 def test_a_folder_that_holds_another_sweep_is_refused(swept, where):

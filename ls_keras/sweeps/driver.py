@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -35,6 +36,8 @@ _FACTOR = 3
 _TICK = 0.2
 # Values of a field that are built before any training.
 _MOST_BUILT = 10
+# That KerasTuner and NumPy take.
+_MOST_SEED = 2**31 - 2
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,7 @@ def sweep(
     """
     where = where or Where()
     swept = space.space(recipe, size, over, teacher_over, teacher_recipe, teacher_size)
-    plan = Plan(swept, seeds, algorithm, objective, _trials(algorithm, trials), search_seed)
-    _check(plan)
+    plan = _checked(Plan(swept, seeds, algorithm, objective, _trials(algorithm, trials), search_seed))
     folder = where.workdir / "sweep" / recipe.name / _named(name, plan, where)
     content = plan.content(where.precision)
     _require_same(folder, content)
@@ -203,9 +205,9 @@ def sweep(
     data = _tried(plan, where)
     _require_same_data(folder, data)
     with writing(folder):
-        (folder / "networks").mkdir(parents=True, exist_ok=True)
+        (folder / "measured").mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        files.remove_abandoned(folder / "networks")
+        files.remove_abandoned(folder / "measured")
         with writing(folder):
             begun = {"format": FORMAT, **content, "data": data}
             files.replace(folder / "sweep.json", json.dumps(begun, indent=1) + "\n")
@@ -240,28 +242,36 @@ def _trials(algorithm: str, trials: int | None) -> int | None:
     return None
 
 
-def _check(plan: Plan) -> None:
+def _checked(plan: Plan) -> Plan:
     if plan.algorithm not in ALGORITHMS:
-        raise ValueError(unknown("algorithm", plan.algorithm, dict.fromkeys(ALGORITHMS)))
-    if plan.objective not in tables.OBJECTIVES:
-        raise ValueError(unknown("objective", plan.objective, tables.OBJECTIVES))
+        raise ValueError(unknown("algorithm", str(plan.algorithm), dict.fromkeys(ALGORITHMS)))
+    if plan.objective not in tuple(tables.OBJECTIVES):
+        raise ValueError(unknown("objective", str(plan.objective), tables.OBJECTIVES))
     check_whole("seeds", plan.seeds, 1)
     check_whole("search_seed", plan.search_seed, 0)
+    if plan.search_seed > _MOST_SEED:
+        raise ValueError(f"`search_seed` must be at most {_MOST_SEED}; received {plan.search_seed}.")
     ranges = [field for field, values in plan.space.axes.items() if isinstance(values, Between)]
     if plan.algorithm == "grid" and ranges:
         raise ValueError(f"a grid needs values, not the range of {', '.join(ranges)}: list some, or search at random.")
-    number = math.inf if ranges else len(plan.space.points())
+    number = plan.space.number
     if plan.trials is not None:
         check_whole("trials", plan.trials, 1)
         if plan.trials >= number:
             raise ValueError(f"{plan.trials} trials are no fewer than the {number} points there are: sweep the grid.")
     if plan.algorithm == "hyperband":
+        plan.space.check()
         _check_hyperband(plan, number)
+    whole = {name: getattr(plan, name) for name in ("seeds", "trials", "search_seed")}
+    return dataclasses.replace(plan, **{name: None if value is None else int(value) for name, value in whole.items()})
 
 
 def _check_hyperband(plan: Plan, number: float) -> None:
-    if plan.objective == "nll_at_temperature":
-        raise ValueError("hyperband compares networks in training, where no temperature is fitted: take nll, or ece.")
+    if plan.objective not in ("nll", "accuracy"):
+        raise ValueError(
+            "hyperband compares networks in training, where no temperature is fitted and ECE is not bias-reduced: take "
+            "nll or accuracy."
+        )
     swept = {"steps", "evaluate_every", "batch_size"} & set(plan.space.varied)
     if swept:
         raise ValueError(
@@ -308,8 +318,11 @@ def _tried(plan: Plan, where: Where) -> dict[str, Any]:
                 own = recipe.load_data(config, where.data_dir)
             try:
                 recipe.build_model(config, own)
-            except (ValueError, TypeError) as problem:
-                raise ValueError(f"The point {space.describe(point)} cannot be trained: {problem}") from problem
+            except OSError:
+                raise
+            except Exception as problem:
+                said = networks.explained(problem)
+                raise ValueError(f"The point {space.describe(point)} cannot be trained: {said}") from problem
     return about(data)
 
 
@@ -421,6 +434,9 @@ def _work(
     total = None
     if before is not None and plan.algorithm != "hyperband":
         total = plan.seeds * ((plan.trials or len(plan.space.points())) - before)
+        if plan.space.teacher is not None and not before and plan.algorithm == "grid":
+            of_teachers = [len(values) for field, values in plan.space.axes.items() if field.startswith(TEACHER)]
+            total += plan.seeds * math.prod(of_teachers)
     for name, _ in experiment.finish(work.jobs(), where, what="networks", total=total):
         work.done(name)
 
@@ -452,9 +468,11 @@ def _lead(plan: Plan, ledger: Ledger, address: str, where: Where) -> None:
         tqdm(total=total, desc="points", unit="point", leave=False, disable=where.quiet) as bar,
     ):
         while not ledger.over():
-            bar.n = sum(status in ("COMPLETED", "FAILED") for _, status in ledger.tasks())
+            ended = sum(status in ("COMPLETED", "FAILED") for _, status in ledger.tasks())
             before, alive = alive, ledger.workers()
-            bar.set_postfix(workers=alive)
+            if (ended, alive) != (bar.n, before):
+                bar.n = ended
+                bar.set_postfix(workers=alive)
             if before and not alive and not ledger.over():
                 say("no worker gives signs of life any more: begin some by the same command", where)
             time.sleep(_TICK)
@@ -464,13 +482,7 @@ def _score(plan: Plan, folder: Path, where: Where, task: Task) -> float | str:
     """Return the mean of the objective over a trial's networks, or why one of them could not be trained."""
     values = []
     for seed in range(plan.seeds):
-        path = networks.path_of(folder, task, seed)
-        found = networks.read(path, networks.plan_of(plan.space, task, seed, where))
-        if found is None:
-            raise FileNotFoundError(
-                f"{path} is not there, or was made by another version: give all processes one --workdir that they "
-                "share."
-            )
+        found = _measured(plan, task, seed, folder, where)
         if found.failed:
             return found.failed
         values.append(found.values["paused" if task.epochs else "held_out"][plan.objective])
@@ -478,11 +490,17 @@ def _score(plan: Plan, folder: Path, where: Where, task: Task) -> float | str:
 
 
 def _networks(plan: Plan, task: Task, folder: Path, where: Where) -> dict[int, networks.Measured]:
-    found = {}
-    for seed in range(plan.seeds):
-        each = networks.read(networks.path_of(folder, task, seed), networks.plan_of(plan.space, task, seed, where))
-        if each is not None:
-            found[seed] = each
+    return {seed: _measured(plan, task, seed, folder, where) for seed in range(plan.seeds)}
+
+
+def _measured(plan: Plan, task: Task, seed: int, folder: Path, where: Where) -> networks.Measured:
+    path = networks.path_of(folder, task, seed)
+    found = networks.read(path, networks.plan_of(plan.space, task, seed, where))
+    if found is None:
+        raise FileNotFoundError(
+            f"{path} is not there, is damaged, or was made by another version: give the same command again, and all "
+            "processes one --workdir that they share."
+        )
     return found
 
 
@@ -520,9 +538,10 @@ def _publish(plan: Plan, tasks: list[Task], folder: Path, where: Where) -> Swept
     with writing(folder):
         files.replace(folder / "table.csv", tables.to_csv(rows))
         files.replace(folder / "table.md", tables.to_markdown(rows, varied, plan.objective, title))
-        if any(row.estimates for row in rows):
-            drawn = tables.figure(rows, plan.space.axes, varied, plan.objective)
-            for ending in ("png", "pdf"):
+        drawn = tables.figure(rows, plan.space.axes, varied, plan.objective)
+        for ending in ("png", "pdf"):
+            (folder / f"sweep.{ending}").unlink(missing_ok=True)
+            if drawn is not None:
                 plots.save(drawn, folder / f"sweep.{ending}")
     return swept
 
@@ -564,20 +583,21 @@ def _finished(plan: Plan, folder: Path, where: Where) -> list[Task] | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))["networks"]
-    except (ValueError, KeyError, TypeError):
-        return None  # is written again
-    if any(record["failed"] for record in stored):
-        return None
-    tasks = {}
-    for record in stored:
-        point = {
-            field: value if isinstance(plan.space.axes[field], Between) else _listed(plan.space.axes[field], value)
-            for field, value in record["point"].items()
-        }
-        tasks[record["trial"]] = Task(record["trial"], point, record["epochs"])
-    found = list(tasks.values())
-    whole = all(len(_networks(plan, task, folder, where)) == plan.seeds for task in found)
-    return found if whole else None
+        tasks = {record["trial"]: _stored_task(plan, record) for record in stored}
+        failed = any(record["failed"] for record in stored)
+        for task in tasks.values():
+            _networks(plan, task, folder, where)
+    except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError, StopIteration):
+        return None  # is made again
+    return None if failed else list(tasks.values())
+
+
+def _stored_task(plan: Plan, record: Mapping[str, Any]) -> Task:
+    point = {
+        field: value if isinstance(plan.space.axes[field], Between) else _listed(plan.space.axes[field], value)
+        for field, value in record["point"].items()
+    }
+    return Task(record["trial"], point, record["epochs"])
 
 
 def _listed(values: tuple[Any, ...], plain: Any) -> Any:
@@ -587,7 +607,7 @@ def _listed(values: tuple[Any, ...], plain: Any) -> Any:
 def _named(name: str | None, plan: Plan, where: Where) -> str:
     if name is None:
         return plan.name(where.precision)
-    if name in ("", ".", "..") or Path(name).name != name:
+    if not isinstance(name, str) or not name.isprintable() or name in ("", ".", "..") or Path(name).name != name:
         raise ValueError(f"a sweep's name is that of one folder; received {name!r}.")
     return name
 
@@ -608,8 +628,8 @@ def _require_same(folder: Path, content: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as problem:
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as problem:
         raise ValueError(f"{path} is damaged ({problem}): remove it, or choose another --name.") from problem
     differing = [
         f"{name} is {before.get(name)!r} there and {value!r} here"

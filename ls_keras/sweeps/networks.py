@@ -73,7 +73,7 @@ class Measured:
 
 def path_of(folder: Path, task: Task, seed: int) -> Path:
     """Return the file of a network."""
-    return folder / "networks" / f"{task.name}-seed={seed}.npz"
+    return folder / "measured" / f"{task.name}-seed={seed}.npz"
 
 
 def plan_of(space: Space, task: Task, seed: int, where: Where) -> str:
@@ -126,7 +126,7 @@ def train(space: Space, task: Task, seed: int, path: Path, where: Where, *teache
 def read(path: Path, plan: str) -> Measured | None:
     """Read a network's file; None if there is none that was made by this plan, or only a damaged one."""
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             plain = json.loads(str(stored["plain"]))
             if plain.pop("plan") != plan:
                 return None
@@ -141,16 +141,22 @@ def read(path: Path, plan: str) -> Measured | None:
 
 
 def _trained(recipe: Recipe, run: Callable[..., Run], where: Where) -> Run | Failed:
-    """Run, or wait for the process that trains this network now; what is wrong with the point alone is a result."""
-    import tensorflow as tf  # noqa: PLC0415 (finished sweeps are shown without it)
-
+    """Run, or wait for the process that trains this network now; but for a disk's, all failures are of the point."""
     while True:
         try:
             return run(where=where)
         except Taken:
             time.sleep(_ASK_EVERY)
-        except (FloatingPointError, ValueError, MemoryError, tf.errors.ResourceExhaustedError) as problem:
-            return Failed(f"{recipe.name}: {artifact.reason(problem)}")
+        except OSError:
+            raise
+        except Exception as problem:
+            return Failed(f"{recipe.name}: {explained(problem)}")
+
+
+def explained(problem: Exception) -> str:
+    """Return an error's sentence; of those that have none, their kind, too."""
+    said = artifact.reason(problem)
+    return said if isinstance(problem, ValueError | FloatingPointError) else f"{type(problem).__name__}: {said}"
 
 
 def _measured(

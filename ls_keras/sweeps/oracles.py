@@ -33,8 +33,10 @@ from keras_tuner.src.distribute.oracle_chief import OracleServicer
 HEARTBEAT, DEAD = 10.0, 40.0
 # Of a trial of Hyperband: how many evaluations it is trained for.
 _EPOCHS = "tuner/epochs"
-# What every oracle minimises or maximises.
+# What every oracle minimises or maximises, and that of a point that failed, where Hyperband must throw it out.
 _OBJECTIVE = "objective"
+_WORST = 1e30
+_HIGHEST_PORT = 65_535
 
 
 class _Told:
@@ -131,7 +133,8 @@ class Ledger:
     Args:
         new: A new oracle.
         path: The file.
-        score: Called with a task: its objective, or the reason why it failed.
+        score: Called with a task: its objective, or the reason why it failed; a FileNotFoundError says that what was
+            measured of it is lost.
         space: What is swept.
         chief: Whether other processes do the work: then a trial whose worker is silent goes to another one.
     """
@@ -157,7 +160,10 @@ class Ledger:
         self._file = path.open("ab")
 
     def _replay(self, events: list[dict[str, Any]], path: Path) -> None:
-        """Tell a new oracle all that was told to the last one; what had not ended, or failed, is open again."""
+        """Tell a new oracle all that was told to the last one.
+
+        What had not ended, has failed or is lost is open again; under Hyperband a failure counted, and is not.
+        """
         holders = {}
         for event in events:
             name = event["trial"]
@@ -170,9 +176,14 @@ class Ledger:
                     )
                 trial.hyperparameters.values = event["values"]
                 holders[name] = event["worker"]
-            elif event["end"] == TrialStatus.COMPLETED:
-                self._end(self.oracle.trials[name], event["score"])
-                del holders[name]
+            elif event["end"] == TrialStatus.COMPLETED or isinstance(self.oracle, _Hyperband):
+                self._end(self.oracle.trials[name], event["score"] if "score" in event else event["reason"])
+                if self._is_lost(self.oracle.trials[name]):
+                    self.oracle.trials[name].status = TrialStatus.RUNNING
+                    self.oracle.end_order.remove(name)
+                    self.oracle.ongoing_trials[name] = self.oracle.trials[name]
+                else:
+                    del holders[name]
         for name in holders:
             del self.oracle.ongoing_trials[name]
         for name, worker in holders.items():
@@ -213,8 +224,9 @@ class Ledger:
                 return
             score = self.score(_task(own, self.space))
             self._end(own, score)
-            event = {"trial": own.trial_id, "end": own.status}
-            self._write(event | ({"reason": score} if isinstance(score, str) else {"score": score}))
+            failed = isinstance(score, str)
+            event = {"trial": own.trial_id, "end": TrialStatus.FAILED if failed else TrialStatus.COMPLETED}
+            self._write(event | ({"reason": score} if failed else {"score": score}))
 
     def get_trial(self, name: str) -> Trial:
         """Return a trial; a worker asks for its own to say that it lives."""
@@ -251,7 +263,17 @@ class Ledger:
     def close(self) -> None:
         self._file.close()
 
+    def _is_lost(self, trial: Trial) -> bool:
+        try:
+            self.score(_task(trial, self.space))
+        except FileNotFoundError:
+            return True
+        return False
+
     def _end(self, trial: Trial, score: float | str) -> None:
+        if isinstance(score, str) and isinstance(self.oracle, _Hyperband):
+            # It promotes nothing while some of a round have no score.
+            trial.message, score = score, _WORST if self.oracle.objective.direction == "min" else -_WORST
         if isinstance(score, str):
             trial.status, trial.message = TrialStatus.FAILED, score
         else:
@@ -277,8 +299,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as problem:
+        events = [json.loads(line) for line in whole.splitlines()]
+        begun = {event["trial"] for event in events if event.keys() >= {"trial", "worker", "values"}}
+        if any(event["trial"] not in begun for event in events):
+            raise ValueError("a trial that nobody began")
+        return events
+    except (ValueError, KeyError, TypeError, AttributeError) as problem:
         raise ValueError(f"{path} is damaged ({problem}). Choose another --name; what is trained stays.") from problem
 
 
@@ -318,7 +344,7 @@ def role() -> Role | None:
     if not any(values):
         return None
     missing = [name for name, value in zip(names, values, strict=True) if not value]
-    if missing or not values[2].isdecimal():
+    if missing or not values[2].isdecimal() or not 1 <= int(values[2]) <= _HIGHEST_PORT:
         wrong = f"{', '.join(missing)} is missing" if missing else f"{names[2]} is {values[2]!r}"
         raise ValueError(
             f"several processes sweep together when all have {', '.join(names)} (chief, or a name of its own; the "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,6 +89,19 @@ class Space:
         return [dict(zip(self.axes, values, strict=True)) for values in itertools.product(*self.axes.values())]
 
     @property
+    def number(self) -> float:
+        """Return how many points there are; infinity where a range is no whole numbers."""
+        counts = [
+            len(values)
+            if isinstance(values, tuple)
+            else values.high - values.low + 1
+            if isinstance(values.low, int)
+            else math.inf
+            for values in self.axes.values()
+        ]
+        return math.prod(counts)
+
+    @property
     def varied(self) -> list[str]:
         """Return the fields that have more than one value."""
         return [field for field, values in self.axes.items() if isinstance(values, Between) or len(values) > 1]
@@ -107,10 +122,7 @@ class Space:
 
     def _to_check(self) -> Iterator[dict[str, Any]]:
         ends = [(v.low, v.high) if isinstance(v, Between) else v for v in self.axes.values()]
-        number = 1
-        for values in ends:
-            number *= len(values)
-        if number <= _MOST_CHECKED:
+        if math.prod(map(len, ends)) <= _MOST_CHECKED:
             yield from (dict(zip(self.axes, values, strict=True)) for values in itertools.product(*ends))
             return
         first = {field: values[0] for field, values in zip(self.axes, ends, strict=True)}
@@ -152,6 +164,12 @@ def space(
     Raises:
         ValueError: A field that the recipe has not, values of another type, or one that is given twice.
     """
+    for given, option in ((over, "over"), (teacher_over if teacher_over is not None else {}, "teacher_over")):
+        if not isinstance(given, Mapping) or not all(isinstance(field, str) for field in given):
+            raise ValueError(f"`{option}` takes values by field, such as {{'alpha': (0, 0.1)}}; received {given!r}.")
+    for given in (recipe, teacher_recipe or recipe):
+        if not isinstance(given, Recipe):
+            raise ValueError(f"a recipe is an `experiment.Recipe`, such as mnist_mlp.RECIPE; received {given!r}.")
     size = _size(recipe, size)
     students = teacher_over is not None
     if not students and (teacher_recipe is not None or teacher_size is not None):
@@ -199,8 +217,8 @@ def rounded(value: Any) -> Any:
 def _size(recipe: Recipe, size: str | None) -> str:
     if size is None:
         return next(iter(recipe.sizes))
-    if size not in recipe.sizes:
-        raise ValueError(unknown("size", size, recipe.sizes))
+    if not isinstance(size, str) or size not in recipe.sizes:
+        raise ValueError(unknown("size", str(size), recipe.sizes))
     return size
 
 
@@ -229,7 +247,7 @@ def _values(recipe: Recipe, size: str, field: str, values: Any) -> tuple[Any, ..
         return _range(field, values, hint)
     if isinstance(values, np.ndarray):
         values = values.tolist()
-    if not isinstance(values, Sequence):
+    if not isinstance(values, Sequence) or isinstance(values, bytes):
         raise ValueError(f"`{field}` takes a sequence of values, text, or Between(low, high); received {values!r}.")
     typed = tuple(_typed(field, value, hint) for value in values)
     if not typed:
@@ -244,23 +262,26 @@ def _range(field: str, values: Between, hint: Any) -> Between:
     kinds = [kind for kind in _kinds(hint) if kind in (int, float)]
     if not kinds:
         raise ValueError(f"`{field}` is {_named(hint)} and has no range: list its values.")
-    low, high = (_typed(field, end, kinds[0]) for end in (values.low, values.high))
+    low, high = (rounded(_typed(field, end, kinds[0])) for end in (values.low, values.high))
+    if not isinstance(values.log, bool):
+        raise ValueError(f"`{field}`: Between takes log=True or False; received {values.log!r}.")
     if not low < high or (values.log and not low > 0):
         raise ValueError(
             f"`{field}` takes LOW:HIGH with LOW < HIGH, and LOW > 0 with :log; received {low:g}:{high:g}"
             f"{':log' * values.log}."
         )
-    return Between(rounded(low), rounded(high), values.log)
+    return Between(low, high, values.log)
 
 
 def _from_text(field: str, text: str, hint: Any) -> tuple[Any, ...] | Between:
-    if ":" in text and str not in _kinds(hint):
+    if ":" in text and {int, float} & set(_kinds(hint)):
         low, high, *log = text.split(":")
         if log not in ([], ["log"]):
             raise ValueError(f"`{field}` takes LOW:HIGH or LOW:HIGH:log; received {text!r}.")
         kind = int if int in _kinds(hint) else float
         return Between(_read(field, low, kind), _read(field, high, kind), bool(log))
-    return tuple(_read(field, part.strip(), hint) for part in text.split(","))
+    # Not at the commas of a loss's own arguments.
+    return tuple(_read(field, part.strip(), hint) for part in re.split(r",(?![^(]*\))", text))
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
@@ -277,9 +298,9 @@ def _named(hint: Any) -> str:
 
 def _read(field: str, text: str, hint: Any) -> Any:
     """Read a value of a command line as the field's type."""
+    if type(None) in _kinds(hint) and text.lower() == "none":
+        return None
     for kind in _kinds(hint):
-        if kind is type(None) and text.lower() == "none":
-            return None
         if typing.get_origin(kind) is Literal and text in map(str, typing.get_args(kind)):
             return next(value for value in typing.get_args(kind) if str(value) == text)
         if kind is bool and text.lower() in ("true", "false"):
@@ -297,6 +318,7 @@ def _read(field: str, text: str, hint: Any) -> Any:
 def _typed(field: str, value: Any, hint: Any) -> Any:
     """Return a value as the field's type has it; whole numbers stand for floats, lists for tuples."""
     value = value.item() if isinstance(value, np.generic) else value
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     for kind in _kinds(hint):
         if (kind is type(None) and value is None) or (typing.get_origin(kind) is Literal and value in _choices(kind)):
             return value

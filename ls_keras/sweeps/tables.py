@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ls_keras import plots
 from ls_keras.analysis import intervals
 from ls_keras.sweeps.networks import QUANTITIES, Measured
-from ls_keras.sweeps.space import Point, shown
+from ls_keras.sweeps.space import Point, describe, shown
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,6 +29,8 @@ _NAMES = {
 }
 # Lines of a table on a terminal, and of the figure that ranks points.
 _MOST_SHOWN, _MOST_RANKED = 12, 30
+# Temperatures from here on belong to networks that know nothing.
+_LARGE = 100.0
 Standing = Literal["best", "like the best", "worse", "one seed", "paused", "failed"]
 
 
@@ -104,10 +106,17 @@ def rows(found: Sequence[tuple[str, Point, Mapping[int, Measured], str]], object
 def _standing(
     networks: Mapping[int, Measured], best: Mapping[int, Measured], objective: str, level: float, sign: int
 ) -> Standing:
-    interval = _interval(networks, "held_out", objective, level, best)
-    if interval is None:
+    if len(networks) == 1:
         return "one seed"
+    if all(_same(each, best[seed], objective) for seed, each in networks.items()):
+        return "like the best"
+    interval = _interval(networks, "held_out", objective, level, best)
     return "worse" if (interval.low > 0 if sign > 0 else interval.high < 0) else "like the best"
+
+
+def _same(first: Measured, second: Measured, objective: str) -> bool:
+    """Whether a field that does nothing made one network of two."""
+    return np.array_equal(*(each.examples["held_out"][objective] for each in (first, second)))
 
 
 def _estimate(networks: Mapping[int, Measured], split: str, quantity: str) -> Estimate:
@@ -140,7 +149,7 @@ def _interval(
         parts,
         level=level,
         values=values if quantity.startswith("ece") else parts.mean(axis=1),
-        step=1 / parts.shape[1],
+        step=1 / parts.shape[1] if quantity == "accuracy" else 0.0,
         heavy_tails=quantity.startswith("nll"),
     )
 
@@ -169,7 +178,10 @@ def to_markdown(found: Sequence[Row], varied: Sequence[str], objective: str, tit
     """Write the table that is read: points by their standing on held-out examples, with numbers on test examples."""
     header, lines = _cells(ranked(found, objective), varied, objective)
     ruled = ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *lines)]
-    return "\n".join([title, "", *ruled, "", CAPTION, ""])
+    left = [row for row in found if row.standing in ("failed", "paused")]
+    missing = [f"- {row.standing}: {describe(row.point)}: {row.reason}" for row in left]
+    sure = _ONE_SEED if any(row.standing == "one seed" for row in found) else _SURE
+    return "\n".join([title, "", *ruled, "", f"{_CAPTION} {sure}", "", *missing, ""])
 
 
 def to_text(found: Sequence[Row], varied: Sequence[str], objective: str) -> str:
@@ -185,11 +197,15 @@ def to_text(found: Sequence[Row], varied: Sequence[str], objective: str) -> str:
     return "\n".join(text)
 
 
-CAPTION = (
+_CAPTION = (
     "Means over seeds with 95 % intervals over seeds and examples. NLL is of hard labels, never smoothed; ECE is "
-    "bias-reduced, 15 bins; T is fitted on held-out examples. Points are chosen on held-out examples: the best of all "
-    "is among those marked best or like the best with 95 % confidence."
+    "bias-reduced, 15 bins; T is fitted on held-out examples."
 )
+_SURE = (
+    "Points are chosen on held-out examples: the best of all is among those marked best or like the best with 95 % "
+    "confidence. Of two seeds hardly any points can be told apart; five are usual."
+)
+_ONE_SEED = "With one seed no point can be told from another: nothing shows how much seeds differ."
 
 
 def ranked(found: Sequence[Row], objective: str) -> list[Row]:
@@ -217,7 +233,8 @@ def _cells(
     for row in found:
         cells = [shown(row.point[name]) for name in varied] + [row.standing, str(len(row.seeds))]
         cells += [_cell(row.estimates.get(split, {}).get(name)) for split, name in wanted]
-        lines.append([*cells, "" if math.isnan(row.temperature) else f"{row.temperature:.2f}"])
+        temperature = f"{row.temperature:.2f}" if row.temperature < _LARGE else f"{row.temperature:.0e}"
+        lines.append([*cells, "" if math.isnan(row.temperature) else temperature])
     return header, lines
 
 
@@ -229,8 +246,12 @@ def _cell(estimate: Estimate | None) -> str:
     return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
-def figure(found: Sequence[Row], axes: Mapping[str, Any], varied: Sequence[str], objective: str) -> Figure:
-    """Draw the objective on held-out examples with intervals: over one or two fields, or as a ranking of points."""
+def figure(found: Sequence[Row], axes: Mapping[str, Any], varied: Sequence[str], objective: str) -> Figure | None:
+    """Draw the objective on held-out examples with intervals: over one or two fields, or as a ranking of points.
+
+    Returns:
+        None where there is no point to draw.
+    """
     points = [
         plots.SweepPoint(
             tuple(shown(row.point[name]) for name in varied),
@@ -240,9 +261,17 @@ def figure(found: Sequence[Row], axes: Mapping[str, Any], varied: Sequence[str],
         for row in ranked(found, objective)
         if "held_out" in row.estimates
     ]
+    if not points:
+        return None
+    standings = [row.standing for row in found]
+    notes = ["hollow: worse than the best"] * ("worse" in standings) + ["one seed each"] * ("one seed" in standings)
+    notes += [f"{standings.count(kind)} {kind}" for kind in ("failed", "paused") if kind in standings]
+    note = "; ".join(notes)
     listed = [axes[name] for name in varied]
     label = f"held-out {_NAMES[objective]}"
     if len(varied) in (1, 2) and all(isinstance(values, tuple) for values in listed):
         ticks = [[shown(value) for value in values] for values in listed]
-        return plots.sweep_figure(points, varied, ticks, label)
-    return plots.ranking_figure(points[:_MOST_RANKED], varied, label, len(points))
+        return plots.sweep_figure(points, varied, ticks, label, note)
+    if len(points) > _MOST_RANKED:
+        note = "; ".join(filter(None, [f"the best {_MOST_RANKED} of {len(points)} points", note]))
+    return plots.ranking_figure(points[:_MOST_RANKED], varied, label, note)
