@@ -35,6 +35,14 @@ class Config:
     """size of that recipe, and of the students'"""
     dataset: str | None = None
     """data set of all networks; None is the size's own"""
+    train_size: int | None = None
+    """training examples of all networks; None is the size's own"""
+    split_seed: int | None = None
+    """shuffles the images of all networks before they are split; None is the size's own"""
+    label_noise: float | None = None
+    """fraction of training labels of all networks that are wrong [Lukasik et al. 2020]; None is the size's own"""
+    steps: int | None = None
+    """optimisation steps of all networks; None is the size's own"""
     student: str | None = None
     """recipe of the students; None is the teachers'"""
     student_units: tuple[int, ...] | None = (50, 50)
@@ -70,9 +78,27 @@ class Config:
 
 
 _CIFAR = Config(networks="paper", student_units=None, alphas=(0.0, 0.05, 0.1), best_alpha=0.1, distilled=())
+_FEW = Config(
+    networks="fashion-4000", seeds=10, alphas=(0.0, 0.02, 0.05, 0.1, 0.3, 0.6), distilled=(0.1, 0.3), all=True
+)
 SIZES = {
     "digits": Config(),
     "fashion": Config(networks="fashion", all=True),
+    # The studies of results/README.md.
+    "fashion-4000": _FEW,
+    "fashion-2000": Config(
+        networks="fashion-2000",
+        seeds=10,
+        alphas=(0.0, 0.1, 0.3),
+        calibrated_alpha=0.1,
+        best_alpha=0.3,
+        distilled=(0.1, 0.3),
+        all=True,
+    ),
+    "fashion-1000": dataclasses.replace(_FEW, train_size=1_000, distilled=(), seeds=5),
+    "fashion-20000": dataclasses.replace(_FEW, train_size=20_000, steps=10_000, distilled=(), seeds=5),
+    "fashion-50000": dataclasses.replace(_FEW, train_size=50_000, steps=25_000, distilled=(), seeds=5),
+    "fashion-noise": dataclasses.replace(_FEW, label_noise=0.2, seeds=5),
     # The paper's own networks on the paper's own data.
     "paper": Config(networks="paper", student_units=(800, 800), all=True, also=("alexnet", "resnet", "distillation")),
     "alexnet": dataclasses.replace(_CIFAR, recipe="cifar10_alexnet"),
@@ -97,8 +123,9 @@ SIZES = {
         student_units=(8, 8),
     ),
 }
-# Options that say which study it is, of one size alone.
-_OF_ONE = ("recipe", "networks", "dataset", "student", "student_units", "join")
+# Fields of the networks' Configs that a study may set in all of them, and options of one size alone.
+_OVERRIDES = ("dataset", "train_size", "split_seed", "label_noise", "steps")
+_OF_ONE = ("recipe", "networks", *_OVERRIDES, "student", "student_units", "join")
 
 
 def plan(config: Config) -> study.Study:
@@ -162,7 +189,9 @@ def content(config: Config, measured: study.Measured) -> study.page.Content:
         tables.append(study.distillation.table(measured, alphas, _distilled(config), pairs))
         findings += study.distillation.findings(measured, _distilled(config))
     if _is_observed(config):
-        figures["figure_6"] = study.information.figure(measured, [study.representations.HARD, smoothed])
+        compared = [study.representations.HARD, smoothed]
+        figures["figure_6"] = study.information.figure(measured, compared)
+        tables.append(study.information.table(measured, compared))
     return study.page.Content(findings, figures, tables)
 
 
@@ -260,7 +289,11 @@ def _base(recipe: experiment.Recipe, config: Config) -> Any:
     if config.networks not in recipe.sizes:
         raise ValueError(experiment.unknown("size", config.networks, recipe.sizes))
     base = recipe.sizes[config.networks]
-    return base if config.dataset is None else dataclasses.replace(base, dataset=config.dataset)
+    given = {name: getattr(config, name) for name in _OVERRIDES if getattr(config, name) is not None}
+    missing = [f"--{name.replace('_', '-')}" for name in given if not hasattr(base, name)]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} cannot act: the Config of {recipe.name} has no such field.")
+    return dataclasses.replace(base, **given)
 
 
 def _check_student(student: experiment.Recipe, config: Config) -> None:

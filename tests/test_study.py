@@ -134,6 +134,28 @@ def test_any_recipe_and_data_can_be_studied():
         paper.plan(paper.Config(recipe="tiny_recipe:SIZES"))
 
 
+def test_what_a_study_sets_holds_for_all_its_networks():
+    given = {"train_size": 300, "split_seed": 7, "label_noise": 0.2, "steps": 480}
+    planned = paper.plan(paper.Config(all=True, **given))
+    assert len(planned.arms) > 10
+    for arm in planned.arms:
+        assert {name: getattr(arm.make.config, name) for name in given} == given, arm.name
+    plain = paper.plan(paper.Config(all=True)).arms[0].make.config
+    assert (plain.train_size, plain.split_seed, plain.label_noise, plain.steps) == (800, None, 0.0, 2_400)
+    with pytest.raises(ValueError, match="--train-size, --label-noise cannot act: the Config of tiny has no such"):
+        paper.plan(
+            paper.Config(
+                recipe="tiny_recipe:RECIPE", networks="plain", distilled=(), train_size=5, label_noise=0.1, steps=9
+            )
+        )
+
+
+def test_what_is_followed_is_followed_as_often_as_its_size_says():
+    arms = arms_of(paper.plan(paper.SIZES["fashion-2000"]))
+    assert arms["hard targets"].make.config.observe_every == arms["α = 0.1"].make.config.observe_every == 600
+    assert arms["α = 0.3"].make.config.observe_every == 0
+
+
 def test_a_bare_study_leaves_out_what_takes_as_long_again():
     bare, whole = (paper.Config(all=all_) for all_ in (False, True))
     names, all_names = ([arm.name for arm in paper.plan(config).arms] for config in (bare, whole))

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 # Independent streams of random numbers under one seed.
-_ORDER, _AUGMENTATION, _DRAWS = 0, 1, 2
+_ORDER, _AUGMENTATION, _DRAWS, _NOISE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,6 +314,7 @@ def load_images(
     shift: int = 0,
     data_dir: str | os.PathLike | None = None,
     split_seed: int | None = None,
+    label_noise: float = 0.0,
 ) -> Images:
     """Load an image data set and split its training images in two, as the paper does.
 
@@ -338,6 +339,9 @@ def load_images(
             makes 25 positions. A shift by s is a crop with padding s, so give one of the two.
         data_dir: The folder to search and to download to; see `ls_keras.data.sources.read_arrays`.
         split_seed: Shuffle the images to be split, from this seed. None: keep the order of the files.
+        label_noise: Fraction of the training labels, from 0 to below 1, that are replaced by another class, each other
+            one being equally likely (Lukasik et al. 2020). Which ones and by what depends on `split_seed` alone (None
+            counts as 0), so all networks of a study see the same wrong labels. Held-out and test labels stay clean.
 
     Returns:
         The data in three splits.
@@ -361,6 +365,8 @@ def load_images(
     ):
         if value is not None:
             _check_whole(option, value, minimum)
+    if isinstance(label_noise, bool) or not isinstance(label_noise, int | float) or not 0 <= label_noise < 1:
+        raise ValueError(f"`label_noise` must be a fraction from 0 to below 1; received {label_noise!r}.")
     if crop_padding and shift:
         raise ValueError(
             f"`crop_padding={crop_padding}` and `shift={shift}` move the image in the same way: give one of them."
@@ -386,8 +392,9 @@ def load_images(
     held_out_start = len(labels) - held_out_size if has_test else train_size
     held_out = slice(held_out_start, held_out_start + held_out_size)
     rest = slice(held_out.stop, None)
+    noisy = _with_noise(labels[:train_size], len(source.class_names), label_noise, split_seed or 0)
     arrays = {
-        "train": (images[:train_size], labels[:train_size]),
+        "train": (images[:train_size], noisy),
         "held_out": (images[held_out], labels[held_out]),
         "test": (source.test_images, source.test_labels) if has_test else (images[rest], labels[rest]),
     }
@@ -413,6 +420,7 @@ def load_images(
             "flip": flip,
             "shift": shift,
             "split_seed": split_seed,
+            "label_noise": label_noise,
         },
     )
 
@@ -464,6 +472,20 @@ def _split_sizes(
             f"not fit. Their sum must be at most {available}, with at least one image to train on."
         )
     return train_size, held_out_size
+
+
+def _with_noise(labels: np.ndarray, num_classes: int, fraction: float, seed: int) -> np.ndarray:
+    """Return labels of which a fraction is replaced by another class, uniformly."""
+    if not fraction:
+        return labels
+    count = round(fraction * len(labels))
+    if not count:
+        raise ValueError(f"`label_noise={fraction}` replaces none of {len(labels)} training labels: raise it.")
+    generator = np.random.default_rng([seed, _NOISE])
+    rows = generator.permutation(len(labels))[:count]
+    noisy = labels.copy()
+    noisy[rows] = (labels[rows] + generator.integers(1, num_classes, count)) % num_classes
+    return noisy
 
 
 def _check_every_class(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -> None:
