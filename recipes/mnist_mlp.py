@@ -19,6 +19,8 @@ from typing import Any, Literal
 from ls_keras import data, distillation, distribution, experiment, losses, metrics, models, optimizers
 from ls_keras.study import observe
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Config:
@@ -133,7 +135,7 @@ SIZES = {
 
 
 def load_data(config: Config, data_dir: Path | None = None) -> data.Images:
-    """Give scaled images, randomly shifted in training, and with a teacher's answers where they are not."""
+    """Give scaled images, randomly shifted in training, with a teacher's answers at every position."""
     images = data.load_images(
         config.dataset,
         train_size=config.train_size,
@@ -144,12 +146,17 @@ def load_data(config: Config, data_dir: Path | None = None) -> data.Images:
         split_seed=config.split_seed,
         label_noise=config.label_noise,
     )
-    if config.teacher is None or images.augmented:
+    if config.teacher is None:
         return images
     teacher = distillation.load_teacher(config.teacher, images.num_classes, images.input_shape)
-    cache = Path(config.teacher).parent / f"logits-{images.fingerprint}.npz"
-    logits = distillation.teacher_logits(teacher, images, cache=cache)
-    return images.with_targets(losses.distillation_targets(images.labels("train"), logits))
+    if not images.augmented:
+        cache = Path(config.teacher).parent / f"logits-{images.fingerprint}.npz"
+        logits = distillation.teacher_logits(teacher, images, cache=cache)
+        return images.with_targets(losses.distillation_targets(images.labels("train"), logits))
+    cache = Path(config.teacher).parent / f"logits-{images.fingerprint}-shift={config.shift}.npz"
+    logits = distillation.teacher_logits_at_every_position(teacher, images, cache=cache)
+    labels = np.repeat(images.labels("train")[:, None], images.num_positions, axis=1)
+    return images.with_targets(losses.distillation_targets(labels, logits))
 
 
 def build_model(config: Config, images: data.Images) -> distribution.Model:

@@ -433,11 +433,33 @@ def test_targets_travel_with_their_examples():
 
 def test_targets_that_do_not_belong_to_the_batches_are_refused():
     for targets in (np.zeros((19, 2)), np.zeros(())):
-        with pytest.raises(ValueError, match="one row for each of the 20 training examples"):
+        with pytest.raises(ValueError, match="one row for each of the 20 training examples of"):
             tiny(20).with_targets(targets)
-    for options in ({"max_shift": 1}, {"flip": True}):
+    for targets in (np.zeros((20, 2)), np.zeros((20, 25)), np.zeros((9, 20))):
+        with pytest.raises(ValueError, match=r"each of the 20 training examples and 9 positions of .* received shape"):
+            tiny(20, max_shift=1).with_targets(targets)
+    for options in ({"flip": True}, {"flip": True, "max_shift": 1}):
         with pytest.raises(ValueError, match="ask the teacher about each batch"):
             tiny(20, **options).with_targets(np.zeros((20, 2)))
+        with pytest.raises(ValueError, match="are mirrored"):
+            tiny(20, **options).at_every_position(8)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_every_position_comes_once_in_order_and_targets_travel_with_it(shift):
+    data = load_images("digits", train_size=200, held_out_size=397, shift=shift, scaling="unit")
+    places, (height, width) = 2 * shift + 1, data.input_shape[:2]
+    padded = np.pad(data.images("train"), ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    expected = [padded[:, top : top + height, left : left + width] for top in range(places) for left in range(places)]
+    shown = np.concatenate(list(data.at_every_position(64).as_numpy_iterator()))
+    np.testing.assert_array_equal(np.rint(shown * 255), np.stack(expected, axis=1).reshape(shown.shape))
+    assert data.num_positions == places**2
+    # What a batch holds as its target is what was said of the very image that it shows.
+    said = shown.reshape(200, places**2, -1)
+    targeted = data.with_targets(said if shift else said[:, 0])
+    for (x, y), (plain, _) in zip(targeted.train(50, seed=4).take(6), data.train(50, seed=4).take(6), strict=True):
+        np.testing.assert_array_equal(x, plain)
+        np.testing.assert_array_equal(np.reshape(x, y.shape), y)
 
 
 @pytest.mark.parametrize(
