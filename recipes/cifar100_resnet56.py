@@ -77,6 +77,21 @@ class Config:
 SIZES = {
     "paper": Config(),
     "fashion": Config(dataset="fashion_mnist", depth=20, drops=(2_000, 3_000), steps=4_000, evaluate_every=500),
+    # Teachers for the students of mnist_mlp's size of this name: the same images, scaled and moved in the same way.
+    "fashion-2000": Config(
+        dataset="fashion_mnist",
+        train_size=2_000,
+        scaling="unit",
+        depth=8,
+        widths=(16, 16, 32, 64),
+        crop_padding=2,
+        flip=False,
+        drops=(3_000, 4_000),
+        batch_size=64,
+        steps=5_000,
+        evaluate_every=500,
+        observe_every=500,
+    ),
     "digits": Config(
         dataset="digits",
         train_size=800,
