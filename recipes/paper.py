@@ -3,6 +3,7 @@
     python recipes/paper.py                    # scikit-learn's handwritten digits, a minute or two, no download
     python recipes/paper.py digits --all       # students at three degrees of softness instead of one, and C11
     python recipes/paper.py fashion            # Fashion-MNIST, hours on two cores
+    python recipes/paper.py fashion-4000       # little of it, half an hour; results/README.md has more such studies
     python recipes/paper.py paper --plan       # the paper's own networks: what would be trained, and for how long
     python recipes/paper.py digits --recipe cifar100_resnet56 --student cifar10_alexnet
 
