@@ -3,8 +3,8 @@
     python results/tables.py            # after a study was added to studies.json
     python results/tables.py --check    # exit code 1 and the file's name where a table differs
 
-Reads `verdicts.json` and `measured.json` alone, no network and no arrays. Every number in results/*/README.md, and in
-results/README.md below the line that says so, is written here.
+Reads `verdicts.json` and `measured.json` alone, no network and no arrays. Every number in the studies' README.md, in
+should_i_smooth.md and in results/README.md below the line that says so is written here.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 HERE = Path(__file__).parent
 MARK = "<!-- below: written by results/tables.py -->\n"
@@ -270,13 +272,37 @@ def _compared(studies: dict[str, Study], names: Sequence[str], title: str) -> li
     ]
 
 
+def advice(studies: dict[str, Study]) -> str:
+    """Return the page for those who must decide: its template with each number put in."""
+
+    def said(folder: str, claim: str, at: str, scale: float, unit: str) -> str:
+        (found,) = (each for each in studies[folder].verdict(claim)["settings"] if each["at"] == at)
+        ends = sorted(scale * found[name] for name in ("low", "high"))
+        text = setting({"at": "", "estimate": scale * found["estimate"], "low": ends[0], "high": ends[1]})
+        return text.replace(" [", f" {unit} [")
+
+    def mean(folder: str, arm: str, name: str) -> str:
+        return f"{statistics.mean(studies[folder].values(arm, name)):.3f}".replace("-", "−")
+
+    template = (HERE / "should_i_smooth.md.jinja").read_text(encoding="utf-8")
+    return jinja2.Template(template, undefined=jinja2.StrictUndefined, keep_trailing_newline=True).render(
+        points=lambda folder, claim, at="", sign=1: said(folder, claim, at, 100 * sign, "points"),
+        nats=lambda folder, claim, at="", sign=1: said(folder, claim, at, sign, "nats"),
+        mean=mean,
+    )
+
+
 def written() -> dict[Path, str]:
     """Return each file and what it should hold."""
     about = json.loads((HERE / "studies.json").read_text(encoding="utf-8"))
     studies = {folder: Study(folder, each) for folder, each in about.items()}
     pages = {HERE / folder / "README.md": page(study) for folder, study in studies.items()}
     head = (HERE / "README.md").read_text(encoding="utf-8").partition(MARK)[0]
-    return {HERE / "README.md": f"{head}{MARK}\n{overview(studies)}", **pages}
+    return {
+        HERE / "README.md": f"{head}{MARK}\n{overview(studies)}",
+        HERE / "should_i_smooth.md": advice(studies),
+        **pages,
+    }
 
 
 def differing() -> list[Path]:

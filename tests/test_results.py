@@ -102,5 +102,25 @@ def test_records_are_whole_and_of_the_seeds_that_they_should_be(folder):
     assert first == 100 or "--first-seed" not in STUDIES[folder]["command"]
 
 
+def test_every_interval_of_the_advice_is_one_of_the_study_that_it_names():
+    text = (ROOT / "should_i_smooth.md").read_text(encoding="utf-8")
+    rules = re.split(r"^\d\. ", text, flags=re.MULTILINE)[1:]
+    assert len(rules) >= 7
+    for rule in rules:
+        known = [
+            [sign * each[name] for name in ("estimate", *(("low", "high") if sign > 0 else ("high", "low")))]
+            for folder in re.findall(r"\]\(([^/)]+)/README\.md\)", rule)
+            for verdict in json.loads((ROOT / folder / "verdicts.json").read_text(encoding="utf-8"))["verdicts"]
+            for each in verdict["settings"]
+            for sign in (1, -1)
+        ]
+        printed = re.findall(rf"({NUMBER}) (points|nats) \[({NUMBER}), ({NUMBER})\]", " ".join(rule.split()))
+        assert printed, rule
+        for value, unit, low, high in printed:
+            scale = {"points": 100, "nats": 1}[unit]
+            three = (value, low, high)
+            assert any(all(close(t, v, scale) for t, v in zip(three, each, strict=True)) for each in known), three
+
+
 def test_no_study_lies_there_unlisted():
     assert {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(STUDIES)
