@@ -82,6 +82,7 @@ _CIFAR = Config(networks="paper", student_units=None, alphas=(0.0, 0.05, 0.1), b
 _FEW = Config(
     networks="fashion-4000", seeds=10, alphas=(0.0, 0.02, 0.05, 0.1, 0.3, 0.6), distilled=(0.1, 0.3), all=True
 )
+_MUCH = dataclasses.replace(_FEW, alphas=(0.0, 0.02, 0.05, 0.1), best_alpha=0.1, distilled=(), seeds=5)
 SIZES = {
     "digits": Config(),
     "fashion": Config(networks="fashion", all=True),
@@ -106,8 +107,8 @@ SIZES = {
         all=True,
     ),
     "fashion-1000": dataclasses.replace(_FEW, train_size=1_000, distilled=(), seeds=5),
-    "fashion-20000": dataclasses.replace(_FEW, train_size=20_000, steps=10_000, distilled=(), seeds=5),
-    "fashion-50000": dataclasses.replace(_FEW, train_size=50_000, steps=25_000, distilled=(), seeds=5),
+    "fashion-20000": dataclasses.replace(_MUCH, train_size=20_000, steps=10_000),
+    "fashion-50000": dataclasses.replace(_MUCH, train_size=50_000, steps=25_000),
     "fashion-noise": dataclasses.replace(_FEW, label_noise=0.2, seeds=5),
     # The paper's own networks on the paper's own data.
     "paper": Config(networks="paper", student_units=(800, 800), all=True, also=("alexnet", "resnet", "distillation")),
