@@ -118,6 +118,17 @@ def test_the_four_networks_of_a5_learn_from_their_own_teachers():
         assert config == dataclasses.replace(student, teacher=done(name).saved_model)
 
 
+def test_students_that_match_logits_learn_at_a_rate_of_their_own():
+    config = dataclasses.replace(PAIRS, matching_rate=0.03)
+    made = arms_of(paper.plan(config))["A.5: student of the smoothed teacher"].make
+    assert made.config.learning_rate == pytest.approx(0.03)
+    notes = [claim.note for claim in paper.claims(config) if claim.id == "C11b"]
+    assert "at 0.03 of the teachers' rate" in notes[0]
+    for without in ({"all": False}, {"distilled": ()}):
+        with pytest.raises(ValueError, match=r"--matching-rate cannot act without the networks of A\.5"):
+            paper.plan(dataclasses.replace(config, **without))
+
+
 def test_any_recipe_and_data_can_be_studied():
     other = paper.Config(recipe="cifar100_resnet56", student="cifar10_alexnet", dataset="cifar10", networks="paper")
     arms = arms_of(paper.plan(dataclasses.replace(other, distilled=(0.3,))))
