@@ -2,11 +2,12 @@
 
 A teacher is a SavedModel or a Keras model; distillation is a target, not a trainer. `Distiller` puts the teacher's
 logits beside the labels, a loss of `ls_keras.losses` compares, and all the rest is Keras's. Where the student's
-images are not augmented, `teacher_logits` asks the teacher once, and the answers travel with the training batches.
+images are not augmented, `teacher_logits` asks the teacher once, and the answers travel with the training batches; so
+does `teacher_logits_at_every_position` where they are moved and not mirrored.
 """
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -206,18 +207,35 @@ def teacher_logits(
         >>> logits = teacher_logits(teacher, data, cache="saved_models/mnist_mlp/digits/train_logits.npz")
         >>> student_data = data.with_targets(losses.distillation_targets(data.labels("train"), logits))
     """
-    if cache is None:
-        return _ask(teacher, data, split, batch_size)
-    cache = Path(cache)
-    origin = {"teacher": teacher.fingerprint, "data": data.fingerprint, "split": split}
-    if cache.exists():
-        return _read_cache(cache, origin, (data.size(split), teacher.num_classes))
-    logits = _ask(teacher, data, split, batch_size)
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    files.remove_abandoned(cache.parent)
-    with files.beside(cache) as temporary, temporary.open("wb") as file:
-        np.savez(file, logits=logits, **origin)
-    return logits
+    batches = ((x, weights) for x, _, weights in data.evaluation(split, batch_size))
+    shape = (data.size(split), teacher.num_classes)
+    return _kept(cache, teacher, data, split, shape, lambda: _ask(teacher, batches, split))
+
+
+def teacher_logits_at_every_position(
+    teacher: Teacher, data: Images, *, cache: str | Path | None = None, batch_size: int = 128
+) -> np.ndarray:
+    """Ask a teacher about every training example at every place that augmentation moves it to.
+
+    Students of images that are moved and not mirrored then learn what a teacher in the step would tell them, and it is
+    asked once for all of them instead of at every step of each.
+
+    Args:
+        teacher: What `load_teacher` returned.
+        data: The data set.
+        cache: As in `teacher_logits`.
+        batch_size: Images that the teacher sees at a time.
+
+    Returns:
+        float32 `[N, data.num_positions, K]`, for `data.with_targets`.
+
+    Raises:
+        ValueError: As `teacher_logits`, or training images are mirrored, too.
+    """
+    split = f"train at {data.num_positions} positions"
+    batches = ((x, None) for x in data.at_every_position(batch_size))
+    shape = (data.num_train, data.num_positions, teacher.num_classes)
+    return _kept(cache, teacher, data, split, shape, lambda: _ask(teacher, batches, split).reshape(shape))
 
 
 def equivalent_smoothing(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
@@ -350,9 +368,33 @@ def _is_packed(y: Any, y_pred: Any) -> bool:
     return len(y.shape) == len(y_pred.shape) and y.shape[-1] == y_pred.shape[-1] + 1
 
 
-def _ask(teacher: Teacher, data: Images, split: str, batch_size: int) -> np.ndarray:
-    batches = data.evaluation(split, batch_size)
-    logits = np.concatenate([teacher(x).numpy()[weights.numpy() > 0] for x, _, weights in batches])
+def _kept(
+    cache: str | Path | None,
+    teacher: Teacher,
+    data: Images,
+    split: str,
+    shape: tuple[int, ...],
+    ask: Callable[[], np.ndarray],
+) -> np.ndarray:
+    """Return logits from a file, if there is one, or as they are asked for, and keep these."""
+    if cache is None:
+        return ask()
+    cache = Path(cache)
+    origin = {"teacher": teacher.fingerprint, "data": data.fingerprint, "split": split}
+    if cache.exists():
+        return _read_cache(cache, origin, shape)
+    logits = ask()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    files.remove_abandoned(cache.parent)
+    with files.beside(cache) as temporary, temporary.open("wb") as file:
+        np.savez(file, logits=logits, **origin)
+    return logits
+
+
+def _ask(teacher: Teacher, batches: Iterable[tuple[Any, Any]], split: str) -> np.ndarray:
+    """Return a teacher's logits [rows, K], without rows of weight 0; weights None are all 1."""
+    answers = [(teacher(x).numpy(), weights) for x, weights in batches]
+    logits = np.concatenate([rows if weights is None else rows[weights.numpy() > 0] for rows, weights in answers])
     wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(wrong):
         raise ValueError(
@@ -362,7 +404,7 @@ def _ask(teacher: Teacher, data: Images, split: str, batch_size: int) -> np.ndar
     return logits
 
 
-def _read_cache(cache: Path, origin: dict[str, str], shape: tuple[int, int]) -> np.ndarray:
+def _read_cache(cache: Path, origin: dict[str, str], shape: tuple[int, ...]) -> np.ndarray:
     try:
         with cache.open("rb") as file, np.load(file) as stored:
             found = {name: str(stored[name]) for name in origin}

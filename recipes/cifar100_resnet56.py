@@ -32,6 +32,10 @@ class Config:
     """examples held out of the training set [A.2]"""
     scaling: Literal["standardize", "unit"] = "standardize"
     """standardize gives each image, once cropped, mean 0 and deviation 1; unit is pixels in [0, 1] [A.2]"""
+    split_seed: int | None = None
+    """shuffles the images before they are split; None keeps the order of the files, as the paper does"""
+    label_noise: float = 0.0
+    """fraction of training labels replaced by a random other class, the same in all networks [0 in the paper]"""
     alpha: float = 0.1
     """label smoothing α [Table 2]; 0 is hard targets"""
     loss: str | None = None
@@ -73,6 +77,21 @@ class Config:
 SIZES = {
     "paper": Config(),
     "fashion": Config(dataset="fashion_mnist", depth=20, drops=(2_000, 3_000), steps=4_000, evaluate_every=500),
+    # Teachers for the students of mnist_mlp's size of this name: the same images, scaled and moved in the same way.
+    "fashion-2000": Config(
+        dataset="fashion_mnist",
+        train_size=2_000,
+        scaling="unit",
+        depth=8,
+        widths=(16, 16, 32, 64),
+        crop_padding=2,
+        flip=False,
+        drops=(3_000, 4_000),
+        batch_size=64,
+        steps=5_000,
+        evaluate_every=500,
+        observe_every=500,
+    ),
     "digits": Config(
         dataset="digits",
         train_size=800,
@@ -108,6 +127,8 @@ def load_data(config: Config, data_dir: Path | None = None) -> data.Images:
         crop_padding=config.crop_padding,
         flip=config.flip,
         data_dir=data_dir,
+        split_seed=config.split_seed,
+        label_noise=config.label_noise,
     )
 
 

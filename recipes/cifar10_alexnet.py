@@ -31,6 +31,10 @@ class Config:
     """examples held out of the training set [A.1]"""
     scaling: Literal["standardize", "unit"] = "standardize"
     """standardize gives each image, once cropped, mean 0 and deviation 1; unit is pixels in [0, 1] [A.2]"""
+    split_seed: int | None = None
+    """shuffles the images before they are split; None keeps the order of the files, as the paper does"""
+    label_noise: float = 0.0
+    """fraction of training labels replaced by a random other class, the same in all networks [0 in the paper]"""
     alpha: float = 0.1
     """label smoothing α [Table 2]; 0 is hard targets"""
     loss: str | None = None
@@ -102,6 +106,8 @@ def load_data(config: Config, data_dir: Path | None = None) -> data.Images:
         crop_padding=config.crop_padding,
         flip=config.flip,
         data_dir=data_dir,
+        split_seed=config.split_seed,
+        label_noise=config.label_noise,
     )
 
 

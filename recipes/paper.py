@@ -3,6 +3,7 @@
     python recipes/paper.py                    # scikit-learn's handwritten digits, a minute or two, no download
     python recipes/paper.py digits --all       # students at three degrees of softness instead of one, and C11
     python recipes/paper.py fashion            # Fashion-MNIST, hours on two cores
+    python recipes/paper.py fashion-4000       # little of it, half an hour; results/README.md has more such studies
     python recipes/paper.py paper --plan       # the paper's own networks: what would be trained, and for how long
     python recipes/paper.py digits --recipe cifar100_resnet56 --student cifar10_alexnet
 
@@ -35,6 +36,14 @@ class Config:
     """size of that recipe, and of the students'"""
     dataset: str | None = None
     """data set of all networks; None is the size's own"""
+    train_size: int | None = None
+    """training examples of all networks; None is the size's own"""
+    split_seed: int | None = None
+    """shuffles the images of all networks before they are split; None is the size's own"""
+    label_noise: float | None = None
+    """fraction of training labels of all networks that are wrong [Lukasik et al. 2020]; None is the size's own"""
+    steps: int | None = None
+    """optimisation steps of all networks; None is the size's own"""
     student: str | None = None
     """recipe of the students; None is the teachers'"""
     student_units: tuple[int, ...] | None = (50, 50)
@@ -53,6 +62,8 @@ class Config:
     """the α up to which teachers improve (C8) [section 4]"""
     distilled: tuple[float, ...] = (0.1, 0.3, 0.6)
     """the α of the teachers whose students C9 and C10 compare; none leaves distillation out"""
+    matching_rate: float = 0.1
+    """rate of the students of A.5, who match logits, as a fraction of their teachers' [silent; `mnist_mlp student`]"""
     all: bool = False
     """also what takes as long again: students at every α of `distilled`, not the first alone, and C11"""
     accuracy_margin: float = 0.01
@@ -70,9 +81,38 @@ class Config:
 
 
 _CIFAR = Config(networks="paper", student_units=None, alphas=(0.0, 0.05, 0.1), best_alpha=0.1, distilled=())
+_FEW = Config(
+    networks="fashion-4000", seeds=10, alphas=(0.0, 0.02, 0.05, 0.1, 0.3, 0.6), distilled=(0.1, 0.3), all=True
+)
+_MUCH = dataclasses.replace(_FEW, alphas=(0.0, 0.02, 0.05, 0.1), best_alpha=0.1, distilled=(), seeds=5)
 SIZES = {
     "digits": Config(),
     "fashion": Config(networks="fashion", all=True),
+    # The studies of results/README.md.
+    "fashion-4000": _FEW,
+    "fashion-2000": Config(
+        networks="fashion-2000",
+        seeds=10,
+        alphas=(0.0, 0.1, 0.3),
+        calibrated_alpha=0.1,
+        best_alpha=0.3,
+        distilled=(0.1, 0.3),
+        matching_rate=0.03,  # at 0.1 the squared error of a dropout teacher's logits diverges
+        all=True,
+    ),
+    "fashion-resnet": Config(
+        recipe="cifar100_resnet56",
+        student="mnist_mlp",
+        networks="fashion-2000",
+        alphas=(0.0, 0.1, 0.3, 0.6),
+        calibrated_alpha=0.1,
+        distilled=(0.1, 0.3, 0.6),
+        all=True,
+    ),
+    "fashion-1000": dataclasses.replace(_FEW, train_size=1_000, distilled=(), seeds=5),
+    "fashion-20000": dataclasses.replace(_MUCH, train_size=20_000, steps=10_000),
+    "fashion-50000": dataclasses.replace(_MUCH, train_size=50_000, steps=25_000),
+    "fashion-noise": dataclasses.replace(_FEW, label_noise=0.2, seeds=5),
     # The paper's own networks on the paper's own data.
     "paper": Config(networks="paper", student_units=(800, 800), all=True, also=("alexnet", "resnet", "distillation")),
     "alexnet": dataclasses.replace(_CIFAR, recipe="cifar10_alexnet"),
@@ -97,8 +137,9 @@ SIZES = {
         student_units=(8, 8),
     ),
 }
-# Options that say which study it is, of one size alone.
-_OF_ONE = ("recipe", "networks", "dataset", "student", "student_units", "join")
+# Fields of the networks' Configs that a study may set in all of them, and options of one size alone.
+_OVERRIDES = ("dataset", "train_size", "split_seed", "label_noise", "steps")
+_OF_ONE = ("recipe", "networks", *_OVERRIDES, "student", "student_units", "join")
 
 
 def plan(config: Config) -> study.Study:
@@ -142,7 +183,7 @@ def claims(config: Config) -> list[study.Claim]:
     else:
         found += study.distillation.not_run("no α is distilled here; `paper.py distillation` does")
     if _has_pairs(config):
-        found += study.mnist.claims(smoothed)
+        found += study.mnist.claims(smoothed, config.matching_rate)
     elif config.recipe == "mnist_mlp" and config.distilled:
         found += study.mnist.not_run("the four networks of A.5 are trained with --all")
     if _is_observed(config):
@@ -162,7 +203,9 @@ def content(config: Config, measured: study.Measured) -> study.page.Content:
         tables.append(study.distillation.table(measured, alphas, _distilled(config), pairs))
         findings += study.distillation.findings(measured, _distilled(config))
     if _is_observed(config):
-        figures["figure_6"] = study.information.figure(measured, [study.representations.HARD, smoothed])
+        compared = [study.representations.HARD, smoothed]
+        figures["figure_6"] = study.information.figure(measured, compared)
+        tables.append(study.information.table(measured, compared))
     return study.page.Content(findings, figures, tables)
 
 
@@ -245,7 +288,11 @@ def _base(recipe: experiment.Recipe, config: Config) -> Any:
     if config.networks not in recipe.sizes:
         raise ValueError(experiment.unknown("size", config.networks, recipe.sizes))
     base = recipe.sizes[config.networks]
-    return base if config.dataset is None else dataclasses.replace(base, dataset=config.dataset)
+    given = {name: getattr(config, name) for name in _OVERRIDES if getattr(config, name) is not None}
+    missing = [f"--{name.replace('_', '-')}" for name in given if not hasattr(base, name)]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} cannot act: the Config of {recipe.name} has no such field.")
+    return dataclasses.replace(base, **given)
 
 
 def _check_student(student: experiment.Recipe, config: Config) -> None:
@@ -267,14 +314,14 @@ def _alone(base: Any) -> Any:
 
 def _mnist_pairs(recipe: experiment.Recipe, config: Config, base: Any) -> tuple[study.Arm, ...]:
     """Return the networks of A.5 beside the smoothed teacher, at this size's widths and rates."""
-    dropout, student, paper = (recipe.sizes[name] for name in ("dropout", "student", "paper"))
+    dropout, student = (recipe.sizes[name] for name in ("dropout", "student"))
     alone = dataclasses.replace(_alone(base), alpha=0.0)
     regularised = {name: getattr(dropout, name) for name in ("input_dropout", "dropout", "max_norm")}
     of_a_teacher = dataclasses.replace(
         alone,
         units=tuple(2 * width // 3 for width in base.units),  # 800 of 1200 in A.5
         shift=student.shift,
-        learning_rate=base.learning_rate * student.learning_rate / paper.learning_rate,
+        learning_rate=base.learning_rate * config.matching_rate,
     )
     smoothed = study.representations.name_of(config.alpha)
     return study.mnist.arms(recipe, config.networks, dataclasses.replace(alone, **regularised), of_a_teacher, smoothed)
@@ -300,10 +347,20 @@ def _alphas(config: Config) -> tuple[float, ...]:
 
 def _check(config: Config) -> None:
     experiment.check_series("alphas", config.alphas, zero=True)
-    for name in ("alpha", "calibrated_alpha", "best_alpha", "accuracy_margin", "ece_margin", "nll_margin"):
+    for name in (
+        "alpha",
+        "calibrated_alpha",
+        "best_alpha",
+        "accuracy_margin",
+        "ece_margin",
+        "nll_margin",
+        "matching_rate",
+    ):
         experiment.check_series(name, [getattr(config, name)])
     if config.distilled:
         experiment.check_series("distilled", config.distilled)
+    if config.matching_rate != Config.matching_rate and not _has_pairs(config):
+        raise ValueError("--matching-rate cannot act without the networks of A.5: give --all, or leave it out.")
     missing = {0.0, config.alpha, config.calibrated_alpha, config.best_alpha} - set(_alphas(config))
     if missing:
         raise ValueError(

@@ -23,7 +23,6 @@ SHAPES = (
     "mean distance from the origin, train",
     "continuum",
 )
-INFORMATION = {"start": 0.0, "middle third": 2.0, "end": 1.0, "fall": 1.0}
 
 
 def noise(name):
@@ -61,12 +60,13 @@ def measured(sign=1, gain=0.1, change=lambda arm, means, values: None):
             fall = sign * (1.5 if smoothed else 0.5) * wobble
             values |= {
                 "information, start": 1.0,
-                "information, middle third": 1.0 + sign * wobble,
+                "information, training accuracy 0.95": 1.0 + sign * wobble,
                 "information, end": 1.0 + sign * wobble - fall,
             }
             change(arm.name, means, values)
             own = record(arm.name, seed, means=means, values=values, facts={"gamma": 0.1})
-            own.values["information, fall"] = fall
+            own.values["information, fall from training accuracy 0.95"] = fall
+            own.values["information, fall from training accuracy 0.999"] = fall / 2
             records.append(own)
     return Measured("paper", {}, {}, {}, tuple(records))
 
@@ -224,6 +224,38 @@ def test_only_seeds_in_common_are_compared():
     assert (found.num_seeds, found.estimate) == (2, pytest.approx(0.65))
 
 
+def test_information_falls_from_each_training_accuracy_or_is_not_judged():
+    found = judged(measured())
+    wobble = 1 + 0.01 * np.mean(SEEDS)
+    assert [(each.at, each.estimate) for each in found["C12c"].settings] == [
+        ("from training accuracy 0.95", pytest.approx(wobble)),
+        ("from training accuracy 0.999", pytest.approx(wobble / 2)),
+    ]
+    name = "information, fall from training accuracy 0.999"
+    records = measured()
+    for each in records.of("hard targets")[1:3]:
+        each.values[name] = np.nan
+    found = judged(records)
+    assert len(found["C12b"].settings) == 2 and not found["C12b"].note  # about smoothing alone
+    (setting,) = found["C12c"].settings
+    assert (setting.at, found["C12c"].outcome) == ("from training accuracy 0.95", "holds")
+    assert f"0.999: not judged, since hard targets has no “{name}” with seed 1, 2" in found["C12c"].note
+    for each in records.of("α = 0.1"):
+        each.values["information, training accuracy 0.95"] = np.nan
+    never = judged(records)["C12a"]
+    assert (never.outcome, never.settings) == ("not run", ())
+    assert "α = 0.1 has no “information, training accuracy 0.95” with seed 0, 1, 2, 3, 4" in never.note
+
+
+def test_a_claim_that_is_judged_at_some_settings_alone_is_judged_again_so(tmp_path):
+    records = measured()
+    records.of("hard targets")[0].values["information, fall from training accuracy 0.999"] = np.nan
+    wanted = paper.claims(CONFIG)
+    found, behind = study.judge(wanted, records)
+    claims.write_evidence(tmp_path / "verdicts.json", wanted, found, behind)
+    assert claims.rejudge(tmp_path / "verdicts.json") == found
+
+
 def test_what_is_committed_is_enough_to_judge_again(tmp_path):
     wanted = paper.claims(CONFIG)
     found, behind = study.judge(wanted, measured())
@@ -292,6 +324,10 @@ def test_the_steps_of_alpha_are_steps():
     found = judged(measured())
     assert [each.estimate for each in found["C8a"].settings] == pytest.approx([0.02 * k * wobble for k in (1, 2, 3, 4)])
     assert [each.estimate for each in found["C8b"].settings] == pytest.approx([0.02 * wobble] * 4)
+    # By NLL, lower is better: first and second change places.
+    assert [each.estimate for each in found["C8c"].settings] == pytest.approx([0.1 * k * wobble for k in (1, 2, 3, 4)])
+    assert [each.estimate for each in found["C8d"].settings] == pytest.approx([0.1 * wobble] * 4)
+    assert found["C8c"].measure == "held-out NLL at the fitted T, nats, hard targets − smoothing"
 
 
 def test_identities_hold_to_rounding_and_not_otherwise():

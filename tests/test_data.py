@@ -278,6 +278,43 @@ def test_digits_are_split_in_three():
     assert again.fingerprint == shuffled.fingerprint != data.fingerprint
 
 
+def test_label_noise_replaces_its_fraction_of_the_training_labels_by_other_classes():
+    sizes = {"train_size": 1000, "held_out_size": 397}
+    clean = load_images("digits", **sizes)
+    for noise in (0.2, 0.9):
+        noisy = load_images("digits", **sizes, label_noise=noise)
+        np.testing.assert_array_equal(noisy.images("train"), clean.images("train"))
+        for split in ("held_out", "test"):
+            np.testing.assert_array_equal(noisy.labels(split), clean.labels(split))
+        moved = (noisy.labels("train") - clean.labels("train")) % 10
+        assert (moved != 0).sum() == 1000 * noise
+        # Each of the nine other classes is equally likely: χ² with 8 degrees of freedom.
+        expected = 1000 * noise / 9
+        assert ((np.bincount(moved, minlength=10)[1:] - expected) ** 2 / expected).sum() < scipy.stats.chi2.ppf(
+            0.999, 8
+        )
+        assert noisy.labels("train").dtype == clean.labels("train").dtype
+        batch = next(noisy.train(1000, seed=0).as_numpy_iterator())[1]
+        assert sorted(batch) == sorted(noisy.labels("train"))
+
+
+def test_label_noise_is_fixed_by_the_split_alone():
+    def noisy(**options):
+        return load_images("digits", train_size=1000, held_out_size=397, label_noise=0.2, **options)
+
+    assert noisy().fingerprint == noisy().fingerprint == noisy(shift=2).fingerprint
+    clean = load_images("digits", train_size=1000, held_out_size=397)
+    assert noisy().fingerprint != clean.fingerprint
+    places = [
+        np.flatnonzero(data.labels("train") != plain.labels("train"))
+        for data, plain in (
+            (noisy(), clean),
+            (noisy(split_seed=3), load_images("digits", train_size=1000, held_out_size=397, split_seed=3)),
+        )
+    ]
+    assert [len(each) for each in places] == [200, 200] and (places[0] != places[1]).any()
+
+
 def test_without_held_out_data_evaluation_says_so():
     data = load_images("digits", train_size=1500, held_out_size=0)
     with pytest.raises(ValueError, match="no 'held_out' examples"):
@@ -299,6 +336,10 @@ def test_without_held_out_data_evaluation_says_so():
         ({"shift": 1.0}, "`shift` must be a whole number"),
         ({"flip": 1}, "`flip` must be True or False"),
         ({"split_seed": "0"}, "`split_seed` must be"),
+        ({"label_noise": 1.0}, "`label_noise` must be a fraction from 0 to below 1; received 1.0"),
+        ({"label_noise": -0.1}, "`label_noise` must be"),
+        ({"label_noise": True}, "`label_noise` must be"),
+        ({"label_noise": 1e-4, "train_size": 800, "held_out_size": 9}, "replaces none of 800 training labels"),
     ],
 )
 def test_bad_options_are_refused(options, message):
@@ -392,11 +433,33 @@ def test_targets_travel_with_their_examples():
 
 def test_targets_that_do_not_belong_to_the_batches_are_refused():
     for targets in (np.zeros((19, 2)), np.zeros(())):
-        with pytest.raises(ValueError, match="one row for each of the 20 training examples"):
+        with pytest.raises(ValueError, match="one row for each of the 20 training examples of"):
             tiny(20).with_targets(targets)
-    for options in ({"max_shift": 1}, {"flip": True}):
+    for targets in (np.zeros((20, 2)), np.zeros((20, 25)), np.zeros((9, 20))):
+        with pytest.raises(ValueError, match=r"each of the 20 training examples and 9 positions of .* received shape"):
+            tiny(20, max_shift=1).with_targets(targets)
+    for options in ({"flip": True}, {"flip": True, "max_shift": 1}):
         with pytest.raises(ValueError, match="ask the teacher about each batch"):
             tiny(20, **options).with_targets(np.zeros((20, 2)))
+        with pytest.raises(ValueError, match="are mirrored"):
+            tiny(20, **options).at_every_position(8)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_every_position_comes_once_in_order_and_targets_travel_with_it(shift):
+    data = load_images("digits", train_size=200, held_out_size=397, shift=shift, scaling="unit")
+    places, (height, width) = 2 * shift + 1, data.input_shape[:2]
+    padded = np.pad(data.images("train"), ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    expected = [padded[:, top : top + height, left : left + width] for top in range(places) for left in range(places)]
+    shown = np.concatenate(list(data.at_every_position(64).as_numpy_iterator()))
+    np.testing.assert_array_equal(np.rint(shown * 255), np.stack(expected, axis=1).reshape(shown.shape))
+    assert data.num_positions == places**2
+    # What a batch holds as its target is what was said of the very image that it shows.
+    said = shown.reshape(200, places**2, -1)
+    targeted = data.with_targets(said if shift else said[:, 0])
+    for (x, y), (plain, _) in zip(targeted.train(50, seed=4).take(6), data.train(50, seed=4).take(6), strict=True):
+        np.testing.assert_array_equal(x, plain)
+        np.testing.assert_array_equal(np.reshape(x, y.shape), y)
 
 
 @pytest.mark.parametrize(
@@ -574,7 +637,8 @@ def test_a_folder_for_digits_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"scaling": "unit", "shift": 1, "split_seed": 3}, {"crop_padding": 2, "flip": True}]
+    "options",
+    [{}, {"scaling": "unit", "shift": 1, "split_seed": 3}, {"crop_padding": 2, "flip": True}, {"label_noise": 0.2}],
 )
 def test_a_description_rebuilds_the_same_data(options):
     data = load_images("digits", train_size=300, held_out_size=200, **options)

@@ -95,10 +95,13 @@ def test_the_teacher_sees_the_augmented_images_of_the_student(teacher, teacher_m
     assert history["loss"][0] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_cached_logits_train_the_same_student(teacher, tmp_path):
-    data = toy_data()
-    logits = distillation.teacher_logits(teacher, data, cache=tmp_path / "logits.npz")
-    cached = data.with_targets(distillation_targets(data.labels("train"), logits))
+@pytest.mark.parametrize("shift", [0, 1])
+def test_cached_logits_train_the_same_student(teacher, tmp_path, shift):
+    data = dataclasses.replace(toy_data(), max_shift=shift)
+    ask = distillation.teacher_logits_at_every_position if shift else distillation.teacher_logits
+    logits = ask(teacher, data, cache=tmp_path / "logits.npz", batch_size=7)
+    labels = np.tile(data.labels("train")[:, None], (1, 9)) if shift else data.labels("train")
+    cached = data.with_targets(distillation_targets(labels, logits))
     silent = dataclasses.replace(teacher, _logits=lambda x: pytest.fail("the teacher was asked in training"))
     results = []
     for source, asked in ((data, teacher), (cached, silent)):

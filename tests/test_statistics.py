@@ -338,6 +338,10 @@ def test_what_is_observed_of_a_network():
     assert seen["tightness"] == pytest.approx(plane_numbers(net, net.train, "centres")[0], rel=1e-5)
     wrong = 1 - softmax(net.train.logits)[np.arange(200), net.train.labels]
     assert seen["gamma"] == pytest.approx(wrong.mean() * NUM_CLASSES / (NUM_CLASSES - 1))
+    right = [
+        row.tolist().index(max(row)) == label for row, label in zip(net.train.logits, net.train.labels, strict=True)
+    ]
+    assert seen["train_accuracy"] == pytest.approx(sum(right) / len(right)) and 0 < sum(right) < len(right)
     assert seen["held_out_ece"] == pytest.approx(plug_in_ece(softmax(net.held_out.logits), net.held_out.labels))
 
 
@@ -365,7 +369,7 @@ def test_information_is_between_up_to_300_examples_of_two_classes_and_its_bound_
 
 def test_nothing_is_drawn_without_augmentation():
     data = Labelled(augmented=False)
-    assert set(study.observe(Known(network()), data)) == {"tightness", "gamma", "held_out_ece"}
+    assert set(study.observe(Known(network()), data)) == {"tightness", "gamma", "held_out_ece", "train_accuracy"}
     assert not data.asked
 
 
@@ -377,7 +381,7 @@ def test_the_test_set_stands_in_where_nothing_is_held_out():
 
 def test_curves_keep_the_observed_steps_alone():
     rows = {"step": [0, 10, 20, 30], "loss": [np.nan, 2, 1, 0]}
-    for add, name in enumerate(("tightness", "information", "information_low", "information_high")):
+    for add, name in enumerate(("tightness", "information", "information_low", "information_high", "train_accuracy")):
         rows[name] = [1 + add, np.nan, 11 + add, np.nan]
     history = {name: np.array(row, float) for name, row in rows.items()}
     seen = driver._curves(SimpleNamespace(history=lambda: history))
@@ -387,6 +391,7 @@ def test_curves_keep_the_observed_steps_alone():
         "information": [2, 12],
         "information_low": [3, 13],
         "information_high": [4, 14],
+        "train_accuracy": [5, 15],
     }
     assert driver._curves(SimpleNamespace(history=lambda: {"step": history["step"], "loss": history["loss"]})) == {}
 
@@ -394,11 +399,28 @@ def test_curves_keep_the_observed_steps_alone():
 def test_information_is_compared_at_moments_that_its_values_do_not_choose():
     steps = np.arange(0, 100, 10)
     values = np.array([1.0, 9, 9, 9, 4, 5, 6, 9, 9, 2])
-    assert measures.information_at(steps, values) == {
+    # Falls below .95 again after it was first reached.
+    accuracy = np.array([0.1, 0.6, 0.94, 0.949, 0.95, 0.94, 0.99, 0.998, 0.999, 1.0])
+    assert measures.information_at(steps, values, accuracy) == {
         "information, start": 1,
-        "information, middle third": np.mean([9, 4, 5, 6]),
+        "steps to training accuracy 0.95": 40,
+        "information, training accuracy 0.95": 4,
+        "information, fall from training accuracy 0.95": 4 - 2,
+        "steps to training accuracy 0.999": 80,
+        "information, training accuracy 0.999": 9,
+        "information, fall from training accuracy 0.999": 9 - 2,
         "information, end": 2,
-        "information, fall": np.mean([9, 4, 5, 6]) - 2,
+    }
+
+
+def test_what_was_never_learnt_has_no_moment():
+    found = measures.information_at(np.array([0.0, 10, 20]), np.array([0.5, 2, 1]), np.array([0.1, 0.97, 0.98]))
+    assert found["information, fall from training accuracy 0.95"] == 1.0
+    without = {name for name, value in found.items() if np.isnan(value)}
+    assert without == {
+        "steps to training accuracy 0.999",
+        "information, training accuracy 0.999",
+        "information, fall from training accuracy 0.999",
     }
 
 

@@ -118,6 +118,17 @@ def test_the_four_networks_of_a5_learn_from_their_own_teachers():
         assert config == dataclasses.replace(student, teacher=done(name).saved_model)
 
 
+def test_students_that_match_logits_learn_at_a_rate_of_their_own():
+    config = dataclasses.replace(PAIRS, matching_rate=0.03)
+    made = arms_of(paper.plan(config))["A.5: student of the smoothed teacher"].make
+    assert made.config.learning_rate == pytest.approx(0.03)
+    notes = [claim.note for claim in paper.claims(config) if claim.id == "C11b"]
+    assert "at 0.03 of the teachers' rate" in notes[0]
+    for without in ({"all": False}, {"distilled": ()}):
+        with pytest.raises(ValueError, match=r"--matching-rate cannot act without the networks of A\.5"):
+            paper.plan(dataclasses.replace(config, **without))
+
+
 def test_any_recipe_and_data_can_be_studied():
     other = paper.Config(recipe="cifar100_resnet56", student="cifar10_alexnet", dataset="cifar10", networks="paper")
     arms = arms_of(paper.plan(dataclasses.replace(other, distilled=(0.3,))))
@@ -132,6 +143,28 @@ def test_any_recipe_and_data_can_be_studied():
         paper.plan(paper.Config(recipe="nothing"))
     with pytest.raises(ValueError, match=r"is no experiment\.Recipe but dict"):
         paper.plan(paper.Config(recipe="tiny_recipe:SIZES"))
+
+
+def test_what_a_study_sets_holds_for_all_its_networks():
+    given = {"train_size": 300, "split_seed": 7, "label_noise": 0.2, "steps": 480}
+    planned = paper.plan(paper.Config(all=True, **given))
+    assert len(planned.arms) > 10
+    for arm in planned.arms:
+        assert {name: getattr(arm.make.config, name) for name in given} == given, arm.name
+    plain = paper.plan(paper.Config(all=True)).arms[0].make.config
+    assert (plain.train_size, plain.split_seed, plain.label_noise, plain.steps) == (800, None, 0.0, 2_400)
+    with pytest.raises(ValueError, match="--train-size, --label-noise cannot act: the Config of tiny has no such"):
+        paper.plan(
+            paper.Config(
+                recipe="tiny_recipe:RECIPE", networks="plain", distilled=(), train_size=5, label_noise=0.1, steps=9
+            )
+        )
+
+
+def test_what_is_followed_is_followed_as_often_as_its_size_says():
+    arms = arms_of(paper.plan(paper.SIZES["fashion-2000"]))
+    assert arms["hard targets"].make.config.observe_every == arms["α = 0.1"].make.config.observe_every == 600
+    assert arms["α = 0.3"].make.config.observe_every == 0
 
 
 def test_a_bare_study_leaves_out_what_takes_as_long_again():

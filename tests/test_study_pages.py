@@ -40,7 +40,7 @@ def measured(config=CONFIG, arms=None):
                 examples["bias-reduced ece" + at] = generator.normal(size=NUM_EXAMPLES)
             values = {name: rows.mean() for name, rows in examples.items()}
             rest = ("ece", "ece at temperature", "temperature", *representations._REST)
-            values |= {name: number_of(arm, seed, name) for name in rest}
+            values |= {name: number_of(arm, seed, name) for name in (*rest, *MOMENTS)}
             facts = {"gamma": number_of(arm, SEEDS[0], "gamma")}
             steps = np.array([0.0, 10.0, 20.0])
             curves = {name: np.array([1, 2, 3]) * number_of(arm, seed, name) for name in INFORMATION}
@@ -48,10 +48,19 @@ def measured(config=CONFIG, arms=None):
                 Record(arm, seed, "", {}, facts, values, examples, {"steps": steps, **curves}, panels(arm, seed))
             )
     data = {"name": "digits", "class_names": list("abcdefghij"), "observed": 60, "origin": "here", "splits": SPLITS}
+    data |= {"split_seed": None, "label_noise": 0.0}
     return Measured("paper", {}, data, {}, tuple(made))
 
 
 INFORMATION = ("information", "information_low", "information_high", "information_paper")
+MOMENTS = (
+    "information, start",
+    "information, training accuracy 0.95",
+    "information, training accuracy 0.999",
+    "information, end",
+    "steps to training accuracy 0.95",
+    "steps to training accuracy 0.999",
+)
 
 
 def panels(arm, seed):
@@ -318,3 +327,28 @@ def test_options_hold_for_every_size_that_follows_or_are_refused():
     with pytest.raises(ValueError, match=r"unknown size 'alexnets'.*Perhaps you meant 'alexnet'"):
         paper._configs(dataclasses.replace(config, also=("alexnets",)), "paper")
     assert list(paper._configs(dataclasses.replace(config, dataset="digits", also=()), "paper")) == ["paper"]
+
+
+def test_information_is_set_at_its_moments_for_both_arms():
+    found = measured()
+    found.of("α = 0.1")[0].values[MOMENTS[2]] = np.nan
+    table = study.information.table(found, ["hard targets", "α = 0.1"])
+    assert [row[0] for row in table.rows] == list(MOMENTS)
+    for row in table.rows:
+        for arm, text in zip(("hard targets", "α = 0.1"), row[1:], strict=True):
+            mean = np.mean(found.values(arm, row[0]))
+            assert text == "nan" if np.isnan(mean) else float(text.split(" ± ")[0]) == pytest.approx(mean, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({}, ["by other writers"], ["shuffled", "wrong"]),
+        ({"split_seed": 3}, ["shuffled by seed 3 before they were split"], ["other writers"]),
+        ({"label_noise": 0.2}, ["20 % of the training labels are wrong", "by other writers"], []),
+        ({"name": "fashion_mnist", "label_noise": 0.2}, ["20 % of the training labels"], ["writers"]),
+    ],
+)
+def test_a_page_says_how_its_data_were_split_and_spoilt(changes, said, unsaid):
+    text = study.page.made_how({**measured().data, **changes})["Data"]
+    assert all(part in text for part in said) and not any(part in text for part in unsaid)

@@ -116,6 +116,8 @@ def test_cached_logits_of_something_else_are_refused(teacher, teacher_folder, te
         distillation.teacher_logits(teacher, toy_data(order=np.arange(20)[::-1]), cache=cache)
     with pytest.raises(ValueError, match="split train and not held_out"):
         distillation.teacher_logits(teacher, data, "held_out", cache=cache)
+    with pytest.raises(ValueError, match="split train and not train at 9 positions"):
+        distillation.teacher_logits_at_every_position(teacher, dataclasses.replace(data, max_shift=1), cache=cache)
     with pytest.raises(ValueError, match="Keras model in memory"):
         distillation.teacher_logits(distillation.load_teacher(teacher_model, K, SHAPE), data, cache=tmp_path / "new")
 

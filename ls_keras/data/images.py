@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 # Independent streams of random numbers under one seed.
-_ORDER, _AUGMENTATION, _DRAWS = 0, 1, 2
+_ORDER, _AUGMENTATION, _DRAWS, _NOISE = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,8 @@ class Images:
         max_shift: Largest move of a training image along each axis, in pixels.
         flip: Whether training images are mirrored left to right with probability ½.
         arrays: Per split, the images as unsigned bytes [examples, *input_shape] and the int32 labels [examples].
-        targets: What training batches hold in place of labels, float32 [training examples, ...]; see `with_targets`.
+        targets: What training batches hold in place of labels, float32 [training examples, ...] or, of images that are
+            moved, [training examples, positions, ...]; see `with_targets`.
         options: What `load_images` was given; nothing of data that were put together by hand.
     """
 
@@ -72,6 +73,11 @@ class Images:
         """Whether training images are moved or mirrored, so that the same example differs between epochs."""
         return self.max_shift > 0 or self.flip
 
+    @property
+    def num_positions(self) -> int:
+        """Number of places that a training image is moved to, all equally likely; 1 where none is moved."""
+        return (2 * self.max_shift + 1) ** 2
+
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change with any pixel, label, split, order or scaling, for caches.
@@ -99,25 +105,28 @@ class Images:
         For what a teacher says of each training example; `labels` and `evaluation` stay as they are.
 
         Args:
-            targets: [training examples, ...], in the order of `labels("train")`; kept as float32.
+            targets: [training examples, ...], in the order of `labels("train")`, and of images that are moved
+                [training examples, positions, ...], in the order of `at_every_position`; kept as float32.
 
         Raises:
-            ValueError: There is not one target for each training example, or training images are augmented, so that
-                what a teacher says of the image on disk is not what it says of the image trained on.
+            ValueError: There is not one target for each training example and position, or training images are
+                mirrored.
 
         Example:
             `with_targets(np.eye(10)[data.labels("train")])` trains on one-hot labels.
         """
         targets = np.array(targets, np.float32)
-        if targets.ndim == 0 or len(targets) != self.num_train:
+        if self.flip:
             raise ValueError(
-                f"`targets` must have one row for each of the {self.num_train} training examples of {self.name}; "
-                f"received shape {targets.shape}."
+                f"The training images of {self.name} are mirrored anew in each epoch, the targets are not. Load it "
+                "without flip, or ask the teacher about each batch."
             )
-        if self.augmented:
+        wanted = (self.num_train, self.num_positions) if self.augmented else (self.num_train,)
+        if targets.shape[: len(wanted)] != wanted:
+            places = f" and {self.num_positions} positions" if self.augmented else ""
             raise ValueError(
-                f"The training images of {self.name} are moved or mirrored anew in each epoch, the targets are not. "
-                "Load it without crop_padding, shift and flip, or ask the teacher about each batch."
+                f"`targets` must have one row for each of the {self.num_train} training examples{places} of "
+                f"{self.name}; received shape {targets.shape}."
             )
         targets.flags.writeable = False
         return replace(self, targets=targets)
@@ -162,7 +171,10 @@ class Images:
             return order[tf.where(epoch == first_epoch, seen, 0) :]
 
         def batch(step: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            augmented = self._augment(tf.gather(images, rows), batch_size, [augmentation_key, step])
+            moves = self._moves(batch_size, [augmentation_key, step])
+            augmented = self._augment(tf.gather(images, rows), moves)
+            if self.targets is not None and self.augmented:
+                return self._scale(augmented), tf.gather_nd(targets, tf.stack([rows, self._position(moves)], axis=1))
             return self._scale(augmented), tf.gather(targets, rows)
 
         return (
@@ -217,6 +229,41 @@ class Images:
             .with_options(_options())
         )
 
+    def at_every_position(self, batch_size: int) -> tf.data.Dataset:
+        """Return every training example at every place that it is moved to, for a teacher that is asked once.
+
+        All positions of the first example, from the top left to the bottom right, then all of the second, and so on.
+
+        Args:
+            batch_size: Images in a batch; the last batch may be smaller.
+
+        Returns:
+            Batches of images, float32 [≤ batch_size, *input_shape], `num_train` · `num_positions` in all.
+
+        Raises:
+            ValueError: Training images are mirrored, too; a batch size below 1.
+        """
+        _check_whole("batch_size", batch_size, 1)
+        if self.flip:
+            raise ValueError(f"The training images of {self.name} are mirrored, so that positions are not all of them.")
+        images, _ = self._tensors("train")
+        count = self.num_positions
+        top, left = (
+            tf.reshape(each, [-1]) for each in tf.meshgrid(*[tf.range(2 * self.max_shift + 1)] * 2, indexing="ij")
+        )
+
+        def versions(index: tf.Tensor) -> tf.Tensor:
+            moves = top, left, tf.zeros([count], tf.bool)
+            return self._scale(self._augment(tf.gather(images, tf.fill([count], index)), moves))
+
+        return (
+            tf.data.Dataset.range(self.num_train)
+            .map(versions, num_parallel_calls=tf.data.AUTOTUNE)
+            .rebatch(batch_size)
+            .prefetch(tf.data.AUTOTUNE)
+            .with_options(_options())
+        )
+
     def draws(
         self, indices: Sequence[int] | np.ndarray, num_draws: int, *, seed: int, batch_size: int = 128
     ) -> tf.data.Dataset:
@@ -265,7 +312,8 @@ class Images:
 
         def versions(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             rows = tf.fill([num_draws], index)
-            return self._scale(self._augment(tf.gather(images, rows), num_draws, [key, index])), rows
+            moves = self._moves(num_draws, [key, index])
+            return self._scale(self._augment(tf.gather(images, rows), moves)), rows
 
         return (
             tf.data.Dataset.from_tensor_slices(chosen.astype(np.int32))
@@ -287,15 +335,21 @@ class Images:
         with tf.device("CPU:0"):
             return tf.convert_to_tensor(images), tf.convert_to_tensor(labels)
 
-    def _augment(self, images: tf.Tensor, count: int, seed: list[int | tf.Tensor]) -> tf.Tensor:
-        if not self.augmented:
-            return images
+    def _moves(self, count: int, seed: list[int | tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Draw the corners that images are cropped at, and whether they are mirrored."""
         corners = 2 * self.max_shift + 1
         # One call for all: a range of twice the number of corners also decides evenly about mirroring.
         shape = [3, count]
         drawn = tf.random.stateless_uniform(shape, seed, 0, 2 * corners, tf.int32, alg="philox")
-        mirrored = (drawn[2] < corners) & self.flip
-        return _crop_and_flip(images, drawn[0] // 2, drawn[1] // 2, mirrored, self.max_shift)
+        return drawn[0] // 2, drawn[1] // 2, (drawn[2] < corners) & self.flip
+
+    def _augment(self, images: tf.Tensor, moves: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        return _crop_and_flip(images, *moves, self.max_shift) if self.augmented else images
+
+    def _position(self, moves: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        """Return the places of moved images in the order of `at_every_position`."""
+        top, left, _ = moves
+        return top * (2 * self.max_shift + 1) + left
 
     def _scale(self, images: tf.Tensor) -> tf.Tensor:
         if self.scaling == "standardize":
@@ -314,6 +368,7 @@ def load_images(
     shift: int = 0,
     data_dir: str | os.PathLike | None = None,
     split_seed: int | None = None,
+    label_noise: float = 0.0,
 ) -> Images:
     """Load an image data set and split its training images in two, as the paper does.
 
@@ -338,6 +393,9 @@ def load_images(
             makes 25 positions. A shift by s is a crop with padding s, so give one of the two.
         data_dir: The folder to search and to download to; see `ls_keras.data.sources.read_arrays`.
         split_seed: Shuffle the images to be split, from this seed. None: keep the order of the files.
+        label_noise: Fraction of the training labels, from 0 to below 1, that are replaced by another class, each other
+            one being equally likely (Lukasik et al. 2020). Which ones and by what depends on `split_seed` alone (None
+            counts as 0), so all networks of a study see the same wrong labels. Held-out and test labels stay clean.
 
     Returns:
         The data in three splits.
@@ -361,6 +419,8 @@ def load_images(
     ):
         if value is not None:
             _check_whole(option, value, minimum)
+    if isinstance(label_noise, bool) or not isinstance(label_noise, int | float) or not 0 <= label_noise < 1:
+        raise ValueError(f"`label_noise` must be a fraction from 0 to below 1; received {label_noise!r}.")
     if crop_padding and shift:
         raise ValueError(
             f"`crop_padding={crop_padding}` and `shift={shift}` move the image in the same way: give one of them."
@@ -386,8 +446,9 @@ def load_images(
     held_out_start = len(labels) - held_out_size if has_test else train_size
     held_out = slice(held_out_start, held_out_start + held_out_size)
     rest = slice(held_out.stop, None)
+    noisy = _with_noise(labels[:train_size], len(source.class_names), label_noise, split_seed or 0)
     arrays = {
-        "train": (images[:train_size], labels[:train_size]),
+        "train": (images[:train_size], noisy),
         "held_out": (images[held_out], labels[held_out]),
         "test": (source.test_images, source.test_labels) if has_test else (images[rest], labels[rest]),
     }
@@ -413,6 +474,7 @@ def load_images(
             "flip": flip,
             "shift": shift,
             "split_seed": split_seed,
+            "label_noise": label_noise,
         },
     )
 
@@ -464,6 +526,20 @@ def _split_sizes(
             f"not fit. Their sum must be at most {available}, with at least one image to train on."
         )
     return train_size, held_out_size
+
+
+def _with_noise(labels: np.ndarray, num_classes: int, fraction: float, seed: int) -> np.ndarray:
+    """Return labels of which a fraction is replaced by another class, uniformly."""
+    if not fraction:
+        return labels
+    count = round(fraction * len(labels))
+    if not count:
+        raise ValueError(f"`label_noise={fraction}` replaces none of {len(labels)} training labels: raise it.")
+    generator = np.random.default_rng([seed, _NOISE])
+    rows = generator.permutation(len(labels))[:count]
+    noisy = labels.copy()
+    noisy[rows] = (labels[rows] + generator.integers(1, num_classes, count)) % num_classes
+    return noisy
 
 
 def _check_every_class(name: str, labels: np.ndarray, class_names: tuple[str, ...]) -> None:

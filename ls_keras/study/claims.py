@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 FORMAT = "ls_keras verdicts 1"
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Term:
     """A quantity of an arm: `Term("hard targets", "accuracy")`."""
 
@@ -27,7 +27,7 @@ class Term:
     quantity: str
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """first − second, paired by seed and by example, positive where it speaks for the claim.
 
@@ -44,7 +44,7 @@ class Comparison:
     relative: bool = False
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Claim:
     """A claim and what decides it.
 
@@ -97,16 +97,43 @@ def interval(measured: Measured, comparison: Comparison) -> Interval:
 
 
 def judge(claims: Sequence[Claim], measured: Measured) -> tuple[list[Verdict], dict[str, dict[str, Interval]]]:
-    """Return a verdict for each claim, and the intervals behind it by setting."""
+    """Return a verdict for each claim, and the intervals behind it by setting.
+
+    A setting of which a network has no value is left out, and the verdict's note says why; a claim without any other
+    is not judged.
+    """
     found: list[Verdict] = []
     behind: dict[str, dict[str, Interval]] = {}
     for claim in claims:
         if not claim.comparisons:
             found.append(verdicts.not_run(claim.id, claim.sentence, claim.measure, claim.note))
             continue
-        behind[claim.id] = {each.at: interval(measured, each) for each in claim.comparisons}
-        found.append(_verdict(claim, behind[claim.id]))
+        missing = {each: reason for each in claim.comparisons if (reason := _missing(measured, each))}
+        note = "; ".join(filter(None, [claim.note, *missing.values()]))
+        if len(missing) == len(claim.comparisons):
+            found.append(verdicts.not_run(claim.id, claim.sentence, claim.measure, note))
+            continue
+        behind[claim.id] = {each.at: interval(measured, each) for each in claim.comparisons if each not in missing}
+        found.append(_verdict(dataclasses.replace(claim, note=note), behind[claim.id]))
     return found, behind
+
+
+def _missing(measured: Measured, comparison: Comparison) -> str:
+    """Say which seeds of which arm have no value of what is compared; nothing, if all have."""
+    terms = [term for term in (comparison.first, comparison.second) if term is not None]
+    common = seeds_in_common(measured, [term.arm for term in terms])
+    for term in terms:
+        without = [
+            record.seed
+            for record in measured.of(term.arm)
+            if record.seed in common and np.isnan(record.values[term.quantity])
+        ]
+        if without:
+            where = f"{comparison.at}: " if comparison.at else ""
+            return (
+                f"{where}not judged, since {term.arm} has no “{term.quantity}” with seed {', '.join(map(str, without))}"
+            )
+    return ""
 
 
 def write_evidence(

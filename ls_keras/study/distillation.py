@@ -105,26 +105,31 @@ def arms(recipe: Recipe, size: str, plain: Any, taught: Any, distilled: Sequence
 
 
 def teacher_claims(alphas: Sequence[float], best_alpha: float) -> list[Claim]:
-    """Return C8, along the curve up to the best α."""
+    """Return C8, along the curve up to the best α, by accuracy and by NLL."""
     up = [alpha for alpha in sorted(set(alphas)) if alpha <= best_alpha]
+    found = []
+    for letters, (quantity, measure, sign) in zip(("ab", "cd"), _OUTCOMES, strict=True):
+        by = "accuracy" if sign > 0 else "NLL"
 
-    def gain(low: float, high: float, at: str) -> Comparison:
-        return Comparison(Term(name_of(high), "accuracy"), Term(name_of(low), "accuracy"), at)
+        def gain(low: float, high: float, at: str, quantity: str = quantity, sign: int = sign) -> Comparison:
+            terms = [Term(name_of(alpha), quantity) for alpha in (high, low)][::sign]
+            return Comparison(*terms, at=at)
 
-    return [
-        Claim(
-            "C8a",
-            f"Teachers with smoothing up to α = {best_alpha:g} are better than with hard targets.",
-            "held-out accuracy, smoothing − hard targets",
-            tuple(gain(0.0, alpha, name_of(alpha)) for alpha in up if alpha),
-        ),
-        Claim(
-            "C8b",
-            f"Teachers improve with every step of α up to {best_alpha:g}.",
-            "held-out accuracy, larger α − next smaller α",
-            tuple(gain(low, high, f"α = {low:g} to {high:g}") for low, high in itertools.pairwise(up)),
-        ),
-    ]
+        found += [
+            Claim(
+                f"C8{letters[0]}",
+                f"Teachers with smoothing up to α = {best_alpha:g} are better than with hard targets, by {by}.",
+                f"{measure}, {' − '.join(['smoothing', 'hard targets'][::sign])}",
+                tuple(gain(0.0, alpha, name_of(alpha)) for alpha in up if alpha),
+            ),
+            Claim(
+                f"C8{letters[1]}",
+                f"Teachers improve with every step of α up to {best_alpha:g}, by {by}.",
+                f"{measure}, {' − '.join(['larger α', 'next smaller α'][::sign])}",
+                tuple(gain(low, high, f"α = {low:g} to {high:g}") for low, high in itertools.pairwise(up)),
+            ),
+        ]
+    return found
 
 
 def claims(distilled: Sequence[float], accuracy_margin: float, nll_margin: float) -> list[Claim]:

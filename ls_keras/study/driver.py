@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # what is measured already is judged without TensorFlow
     from ls_keras.experiment import Job, Run
 
 # Part of every plan: another number, and everything is measured anew.
-_MEASURES = 1
+_MEASURES = 2
 # Examples on which identities are checked.
 _EXACT = 1_000
 # Seconds until a network that another study trains is asked for again.
@@ -329,7 +329,7 @@ def _measured_network(
             arrays = _panels(network, classes)
     curves = _curves(finished)
     if "information" in curves:
-        values |= measures.information_at(curves["steps"], curves["information"])
+        values |= measures.information_at(curves["steps"], curves["information"], curves["train_accuracy"])
     content = json.loads((finished.folder / "config.json").read_text(encoding="utf-8"))
     record = Record(
         arm.name,
@@ -362,9 +362,8 @@ def _curves(finished: Run) -> dict[str, np.ndarray]:
     history = finished.history()
     if "tightness" not in history:
         return {}
-    names = [
-        name for name in history if name in ("gamma", "held_out_ece", "tightness") or name.startswith("information")
-    ]
+    observed = ("gamma", "held_out_ece", "tightness", "train_accuracy")
+    names = [name for name in history if name in observed or name.startswith("information")]
     seen = ~np.isnan([history[name] for name in names]).any(axis=0)
     return {"steps": history["step"][seen], **{name: history[name][seen] for name in names}}
 
@@ -384,6 +383,7 @@ def _rebuilt(described: str, data_dir: Path | None) -> Dataset:
 
 def about(dataset: Dataset) -> dict[str, Any]:
     """Return what a page says of data."""
+    options = getattr(dataset, "options", {})
     return {
         "name": dataset.name,
         "class_names": list(dataset.class_names),
@@ -391,6 +391,8 @@ def about(dataset: Dataset) -> dict[str, Any]:
         "fingerprint": str(getattr(dataset, "fingerprint", "")),
         "observed": _observed(dataset),
         "origin": str(getattr(dataset, "origin", "")),
+        "split_seed": options.get("split_seed"),
+        "label_noise": options.get("label_noise", 0.0),
     }
 
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from ls_keras import plots, report
 from ls_keras.study.claims import Claim, Comparison, Term
-from ls_keras.study.measures import OBSERVED_PAIR
+from ls_keras.study.measures import LEARNT, OBSERVED_PAIR, learnt
+from ls_keras.study.page import number
 from ls_keras.study.records import Measured
 from ls_keras.study.representations import HARD
 
@@ -15,27 +16,33 @@ import numpy as np
 
 
 def claims(smoothed: str) -> list[Claim]:
-    """Return C12 about the arms `hard targets` and `smoothed`, at moments fixed beforehand."""
-    middle, start, end = (f"information, {moment}" for moment in ("middle third", "start", "end"))
+    """Return C12 about the arms `hard targets` and `smoothed`, at moments that training accuracy chooses."""
+    start, first, end = (f"information, {moment}" for moment in ("start", learnt(LEARNT[0]), "end"))
     unit = "nats, from 20 draws of each example"
+    moment = "first observed moment with that accuracy on the training examples without augmentation"
+
+    def fall(accuracy: float, *arms: str) -> Comparison:
+        terms = (Term(arm, f"information, fall from {learnt(accuracy)}") for arm in arms)
+        return Comparison(*terms, at=f"from {learnt(accuracy)}")
+
     return [
         Claim(
             "C12a",
             "With smoothing, mutual information between examples and logits rises at first.",
-            f"middle third of training − start, {smoothed}, {unit}",
-            (Comparison(Term(smoothed, middle), Term(smoothed, start)),),
+            f"{learnt(LEARNT[0])} − start, {smoothed}, {unit}; {moment}",
+            (Comparison(Term(smoothed, first), Term(smoothed, start)),),
         ),
         Claim(
             "C12b",
             "With smoothing, mutual information falls later in training.",
-            f"middle third of training − end, {smoothed}, {unit}",
-            (Comparison(Term(smoothed, middle), Term(smoothed, end)),),
+            f"that training accuracy − end, {smoothed}, {unit}; {moment}",
+            tuple(fall(accuracy, smoothed) for accuracy in LEARNT),
         ),
         Claim(
             "C12c",
             "It falls faster with smoothing than with hard targets.",
-            f"fall from the middle third to the end, {smoothed} − hard targets, {unit}",
-            (Comparison(Term(smoothed, "information, fall"), Term(HARD, "information, fall")),),
+            f"fall from that training accuracy to the end, {smoothed} − hard targets, {unit}; {moment}",
+            tuple(fall(accuracy, smoothed, HARD) for accuracy in LEARNT),
         ),
         Claim(
             "C12d",
@@ -80,4 +87,16 @@ def figure(measured: Measured, arms: Sequence[str]) -> report.Illustration:
         "upward-biased estimate by the same draws; beside it the paper's own estimate, from 5 draws.",
         "Mutual information over training steps, curves with bands.",
         paper="Figure 6",
+    )
+
+
+def table(measured: Measured, arms: Sequence[str]) -> report.Table:
+    """Set mutual information at the moments of C12, and when they came."""
+    moments = [f"information, {name}" for name in ("start", *map(learnt, LEARNT), "end")]
+    rows = [*moments, *(f"steps to {learnt(accuracy)}" for accuracy in LEARNT)]
+    return report.Table(
+        "Mutual information at the moments of C12, nats, and the steps to them, with 95 % intervals over seeds; nan is "
+        "a training accuracy that some network never had.",
+        ["quantity", *arms],
+        [[name, *(number(measured.values(arm, name)) for arm in arms)] for name in rows],
     )

@@ -21,7 +21,8 @@ INTERVALS = (
     "95 %; of accuracy, confidence, NLL and ECE over seeds and examples, from variance components; of the rest over "
     "seeds, Student's t; differences are paired by seed and example"
 )
-# What a reader must know of held-out examples; of other data they are drawn as the training examples are.
+# What a reader must know of held-out examples in the order of the file; of other data they are drawn as the training
+# examples are.
 _HELD_OUT = {
     "digits": "in the order of the file, so that held-out digits are mostly by other writers than those trained on: "
     "over-confidence on them is over-confidence on new writers",
@@ -74,15 +75,22 @@ def made_how(data: Mapping[str, object], **more: str) -> dict[str, str]:
     """Return what a reader needs to make a page again.
 
     Args:
-        data: `name`, `splits` and `origin`, as `Measured.data`.
+        data: `name`, `splits`, `origin`, `split_seed` and `label_noise`, as `Measured.data`.
         more: Further lines by name.
     """
     splits = data["splits"]
     sizes = f"{splits['train']:,} training, {splits['held_out']:,} held-out and {splits['test']:,} test examples"
     stand_in = "" if splits["held_out"] else "; what is called held-out is the test set"
-    known = _HELD_OUT.get(str(data["name"]), "")
+    known = [_HELD_OUT.get(str(data["name"]), "")]
+    if data["split_seed"] is not None:
+        known = [
+            f"shuffled by seed {data['split_seed']} before they were split, so that held-out examples are drawn as "
+            "those trained on"
+        ]
+    if data["label_noise"]:
+        known.append(f"{100 * data['label_noise']:g} % of the training labels are wrong, at random")
     return {
-        "Data": f"{data['name']} from {data['origin']}: {sizes}{stand_in}{known and '; '}{known}",
+        "Data": "; ".join(filter(None, [f"{data['name']} from {data['origin']}: {sizes}{stand_in}", *known])),
         **more,
         "Command": shlex.join([*experiment.program().split(), *sys.argv[1:]]),
     }

@@ -80,8 +80,9 @@ def arms(
 
 
 def observe_every(config: Any) -> int:
-    """Return the steps of about a tenth of training."""
-    return config.evaluate_every * max(1, config.steps // config.evaluate_every // 10)
+    """Return a config's own number of steps or, where it has none, that of about a tenth of training."""
+    own = getattr(config, "observe_every", 0)
+    return own or config.evaluate_every * max(1, config.steps // config.evaluate_every // 10)
 
 
 def claims(alphas: Sequence[float], accuracy_margin: float, ece_margin: float) -> list[Claim]:
