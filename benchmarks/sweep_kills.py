@@ -53,7 +53,7 @@ def kill(process):
 def table(workdir):
     folder = Path(workdir) / "sweep" / "mnist_mlp" / "killed"
     begun = (folder / "trials.jsonl").read_text().count('"values"')
-    return (folder / "table.csv").read_text(), begun, len(list((folder / "networks").iterdir()))
+    return (folder / "table.csv").read_text(), begun, len(list((folder / "measured").iterdir()))
 
 
 def alone(workdir, duration, draw):
