@@ -155,12 +155,20 @@ def small_batches(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
 
 
 def average_whole_steps(optimizer: keras.optimizers.Optimizer) -> None:
-    """Move the averages of `use_ema` after the last of the batches that are joined to a step."""
+    """Move the averages of `use_ema` after the last of the batches that are joined to a step.
+
+    Within the first step they are the weights, as Keras lets the first move make them.
+    """
 
     def move(weights: Any) -> None:
         ends = (optimizer._iterations + 1) % optimizer.gradient_accumulation_steps == 0
+        first = optimizer._iterations < optimizer.gradient_accumulation_steps
         kind = type(optimizer)
-        keras.ops.cond(ends, lambda: kind._update_model_variables_moving_average(optimizer, weights), lambda: None)
+        keras.ops.cond(
+            keras.ops.logical_or(ends, first),
+            lambda: kind._update_model_variables_moving_average(optimizer, weights),
+            lambda: None,
+        )
 
     optimizer._update_model_variables_moving_average = move
 

@@ -326,6 +326,11 @@ def test_averages_move_once_for_each_of_the_joined_steps():
     apart.fit(batches_of(*arrays), verbose=0)
     for one, two in zip(joined.get_weights(), apart.get_weights(), strict=True):
         np.testing.assert_allclose(one, two, atol=1e-6)
+    begun = linear_model(accumulated=3, **options)
+    weights = begun.get_weights()
+    begun.train_on_batch(*(part[:4] for part in arrays))
+    for average, weight in zip(distribution.counted_weights(begun), weights, strict=True):
+        np.testing.assert_array_equal(average, weight)
 
 
 def test_accumulation_of_nothing_that_counts_leaves_the_penalty():

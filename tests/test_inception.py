@@ -221,7 +221,7 @@ def test_the_smallest_image_and_options_that_act(build):
 
 def test_small_images_are_resized_first(draw):
     x = draw.random((2, 28, 28, 1), "float32")
-    options = {"width": 1 / 32, "seed": 1}
+    options = {"blocks": (1, 1, 1), "width": 1 / 32, "seed": 1}
     resized = models.inception_v4((28, 28, 1), 3, image_size=75, **options)
     whole = models.inception_v4((75, 75, 1), 3, **options)
     np.testing.assert_allclose(resized(x), whole(tf.image.resize(x, (75, 75))), atol=1e-5)
@@ -349,9 +349,11 @@ def test_other_networks_are_refused(outputs, weight, message):
 
 
 def test_inception_with_its_auxiliary_head_trains_every_weight(draw):
-    small = models.inception_v4((107, 107, 3), 5, width=1 / 32, auxiliary=True, momentum=0.9, dropout=0.0, seed=3)
+    small = models.inception_v4(
+        (107, 107, 3), 5, blocks=(1, 2, 1), width=1 / 8, auxiliary=True, momentum=0.9, dropout=0.0, seed=3
+    )
     model = auxiliary.WithAuxiliary(small.input, small.output, weight=0.4)
-    model.compile(keras.optimizers.SGD(0.1), losses.SmoothedCrossentropy(0.1), jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.1), losses.SmoothedCrossentropy(0.1), run_eagerly=True)
     before = model.get_weights()
     x = draw.standard_normal((8, 107, 107, 3)).astype("float32")
     assert np.isfinite(model.train_on_batch(x, np.arange(8) % 5))

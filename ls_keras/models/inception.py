@@ -83,21 +83,27 @@ _V4_C = _mixed(
     (_conv(384), _conv(448, 3, 1), _conv(512, 1, 3), _mixed((_conv(256, 1, 3),), (_conv(256, 3, 1),))),
     (_AVERAGE, _conv(256)),
 )
-_V4: dict[str, _Step] = {
-    "stem1": _halving(32),
-    "stem2": _valid(32),
-    "stem3": _conv(64, 3, 3),
-    "stem4": _mixed((_MAX,), (_halving(96),)),
-    "stem5": _mixed((_conv(64), _valid(96)), (_conv(64), _conv(64, 1, 7), _conv(64, 7, 1), _valid(96))),
-    "stem6": _mixed((_halving(192),), (_MAX,)),  # 35·35·384
-    **dict.fromkeys(("a1", "a2", "a3", "a4"), _V4_A),
-    "reduction_a": _mixed((_halving(384),), (_conv(192), _conv(224, 3, 3), _halving(256)), (_MAX,)),  # 17·17·1024
-    **dict.fromkeys(("b1", "b2", "b3", "b4", "b5", "b6", "b7"), _V4_B),
-    "reduction_b": _mixed(
-        (_conv(192), _halving(192)), (_conv(256), _conv(256, 1, 7), _conv(320, 7, 1), _halving(320)), (_MAX,)
-    ),  # 8·8·1536
-    **dict.fromkeys(("c1", "c2", "c3"), _V4_C),
-}
+
+
+def _v4(blocks: Sequence[int]) -> dict[str, _Step]:
+    of_a, of_b, of_c = (
+        [f"{kind}{number}" for number in range(1, count + 1)] for kind, count in zip("abc", blocks, strict=True)
+    )
+    return {
+        "stem1": _halving(32),
+        "stem2": _valid(32),
+        "stem3": _conv(64, 3, 3),
+        "stem4": _mixed((_MAX,), (_halving(96),)),
+        "stem5": _mixed((_conv(64), _valid(96)), (_conv(64), _conv(64, 1, 7), _conv(64, 7, 1), _valid(96))),
+        "stem6": _mixed((_halving(192),), (_MAX,)),  # 35·35·384
+        **dict.fromkeys(of_a, _V4_A),
+        "reduction_a": _mixed((_halving(384),), (_conv(192), _conv(224, 3, 3), _halving(256)), (_MAX,)),  # 17·17·1024
+        **dict.fromkeys(of_b, _V4_B),
+        "reduction_b": _mixed(
+            (_conv(192), _halving(192)), (_conv(256), _conv(256, 1, 7), _conv(320, 7, 1), _halving(320)), (_MAX,)
+        ),  # 8·8·1536
+        **dict.fromkeys(of_c, _V4_C),
+    }
 
 
 # --- Inception-v3: Szegedy et al. (2016)
@@ -158,6 +164,7 @@ def inception_v4(
     input_shape: Sequence[int],
     num_classes: int,
     *,
+    blocks: Sequence[int] = (4, 7, 3),
     image_size: int | None = None,
     width: float = 1.0,
     auxiliary: bool = False,
@@ -176,12 +183,14 @@ def inception_v4(
     Args:
         input_shape: (height, width, channels). Published: (299, 299, 3).
         num_classes: Number of logits, at least 2. slim counts 1,001, its class 0 being the background.
+        blocks: How many blocks A, B and C, at least one of each.
         image_size: Side of the square that images are resized to first, by bilinear interpolation; None takes them as
             they are. What the first convolution sees must be at least 75 pixels high and wide; with the auxiliary head
             107.
         width: Factor on the number of channels of every layer, rounded, at least 1.
-        auxiliary: Whether a second classifier stands on block B7: 5×5 average pooling with stride 3, 1×1 convolution
-            to 128 channels, convolution over all that is left to 768, logits. See `auxiliary.WithAuxiliary`.
+        auxiliary: Whether a second classifier stands on the last block B: 5×5 average pooling with stride 3, 1×1
+            convolution to 128 channels, convolution over all that is left to 768, logits. See
+            `auxiliary.WithAuxiliary`.
         scale: Whether batch normalization multiplies by γ. The paper's A.4: yes; slim: no.
         dropout: Fraction of penultimate activations dropped in training, in [0, 1). slim keeps 0.8.
         weight_decay: λ of the term ½·λ·‖w‖² on the kernels of convolutions and logits; not on γ, β and biases, as
@@ -209,12 +218,14 @@ def inception_v4(
     slim/nets/inception_v4.py; the paper's A.4.
     """
     _check_options(input_shape, num_classes, image_size, width, auxiliary, dropout, momentum)
+    if len(blocks) != 3 or min(blocks) < 1:
+        raise ValueError(f"`blocks` must be three positive numbers, of blocks A, B and C; received {blocks}.")
     layers = _Layers(width, scale, weight_decay, momentum, synchronized, initializer_seeds(seed))
     inputs = keras.Input(tuple(input_shape), name="inputs")
-    body = _body(layers, _resized(inputs, image_size), _V4)
-    outputs = layers.head(body["c3"], num_classes, dropout)
+    body = _body(layers, _resized(inputs, image_size), _v4(blocks))
+    outputs = layers.head(body[f"c{blocks[2]}"], num_classes, dropout)
     if auxiliary:
-        outputs = {"logits": outputs, "auxiliary": layers.auxiliary(body["b7"], num_classes)}
+        outputs = {"logits": outputs, "auxiliary": layers.auxiliary(body[f"b{blocks[1]}"], num_classes)}
     return keras.Model(inputs, outputs, name="inception_v4")
 
 
