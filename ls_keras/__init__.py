@@ -21,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 _SUBMODULES = (
     "analysis",
     "artifact",
+    "auxiliary",
     "data",
     "distillation",
     "distribution",

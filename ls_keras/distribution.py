@@ -289,10 +289,10 @@ class Model(keras_hooks.ReplicatedModel):
 
     On one device or several, an optimizer with `gradient_accumulation_steps=k` makes the step of one batch made of
     the k batches joined: each counts by its denominator, not by 1/k as in Keras. If fit() ends within such a group,
-    the next fit() goes on with it. Layers still see one batch at a time: batch normalisation normalises by its rows
-    and dropout draws a mask for it, as if the small batches were all there is. What is not a mean of the one loss
-    counts by the same denominators: constant penalties on weights come out right, activity penalties and `add_loss`
-    only where pads are spread evenly.
+    the next fit() goes on with it. Averages of the weights (`use_ema`) move once for each step. Layers still see one
+    batch at a time: batch normalisation normalises by its rows and dropout draws a mask for it, as if the small batches
+    were all there is. What is not a mean of the one loss counts by the same denominators: constant penalties on weights
+    come out right, activity penalties and `add_loss` only where pads are spread evenly.
 
     Data are looked at on their way in. NaN or infinity in inputs, also in rows of weight 0, for batch normalisation
     sees them, sample weights below 0, and, where the loss is a cross-entropy of ours or Keras's, labels that are no
@@ -533,10 +533,10 @@ def _check_optimizer(optimizer: keras.optimizers.Optimizer, strategy: tf.distrib
         raise ValueError("gradient_accumulation_steps is not supported within a MultiOptimizer. Use one optimizer.")
     if replicated and keras_hooks.strategy_of(inner) is not strategy:
         raise ValueError("The optimizer is not of the model's strategy: compile within strategy.scope().")
-    if inner.gradient_accumulation_steps and inner.use_ema:
+    if inner.gradient_accumulation_steps and inner.ema_overwrite_frequency:
         raise ValueError(
-            "use_ema does not go with gradient_accumulation_steps: Keras moves the average after each of the small "
-            "batches, not after each step. Leave one of them away."
+            "ema_overwrite_frequency does not go with gradient_accumulation_steps: Keras overwrites weights after each "
+            "of the small batches, not after each step. Leave one of them away."
         )
 
 
@@ -567,6 +567,8 @@ def _step_of_the_whole_batch(
 
     inner.apply = step
     optimizer.apply = whole_step
+    if inner.gradient_accumulation_steps:
+        keras_hooks.average_whole_steps(inner)
     if replicated:
         keras_hooks.leave_sums_to_caller(inner)
         keras_hooks.let_replicas_step_alone(inner)

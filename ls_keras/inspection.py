@@ -299,10 +299,12 @@ def _sentence(pieces: Sequence[Any]) -> str:
 
 @contextlib.contextmanager
 def faults_as_sentences() -> Iterator[None]:
-    """Raise as a ValueError what `_stop_at` found in an input pipeline."""
+    """Raise as a ValueError what `_stop_at` found in an input pipeline, or a data set said between <! and !>."""
     try:
         yield
     except tf.errors.InvalidArgumentError as problem:
+        if said := re.search(r"\[<!\] \[(.*)\] \[!>\]", problem.message):
+            raise ValueError(said[1]) from None
         pieces = re.search(r"\[<<\] \[(.*)\] \[>>\]", problem.message)
         if pieces is None:
             raise

@@ -14,11 +14,13 @@ pyproject.toml, to be raised once these tests have passed with the next one.
 | let_replicas_step_alone, steps_alone | mends: several replicas cannot accumulate gradients            | Keras 3.15.1 |
 | let_replicas_step_alone, steps_alone | mends: several replicas cannot overwrite weights by averages   | Keras 3.15.1 |
 | accumulators, small_batches          | mends: joined batches count the same, whatever counts in them  | Keras 3.15.1 |
+| average_whole_steps                  | mends: averages move after each batch of those that are joined | Keras 3.15.1 |
 | wrap_losses                          | mends: a replica divides by the denominator of its own rows    | Keras 3.15.1 |
 | build_metrics                        | mends: metrics have no states before the first batch           | Keras 3.15.1 |
 | forgotten_gradients                  | mends: each `custom_gradient` is kept, and its graph, for ever | TF 2.21.0    |
 | use_new_collective_keys              | mends: a second strategy of a process meets the first's sums   | TF 2.21.0    |
 | losses_as_given                      | reads the loss as `compile` got it                             | Keras 3.15.1 |
+| loss_of                              | reads the loss of `compile` for one more output                | Keras 3.15.1 |
 | layers_that_add_losses               | reads who adds to the loss, penalties on weights left out      | Keras 3.15.1 |
 | moving_averages                      | reads the averages of `use_ema` before the end of `fit`        | Keras 3.15.1 |
 | strategy_of                          | reads the strategy that an optimizer was made in               | Keras 3.15.1 |
@@ -152,6 +154,25 @@ def small_batches(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
     return optimizer._iterations
 
 
+def average_whole_steps(optimizer: keras.optimizers.Optimizer) -> None:
+    """Move the averages of `use_ema` after the last of the batches that are joined to a step.
+
+    Within the first step they are the weights, as Keras lets the first move make them.
+    """
+
+    def move(weights: Any) -> None:
+        ends = (optimizer._iterations + 1) % optimizer.gradient_accumulation_steps == 0
+        first = optimizer._iterations < optimizer.gradient_accumulation_steps
+        kind = type(optimizer)
+        keras.ops.cond(
+            keras.ops.logical_or(ends, first),
+            lambda: kind._update_model_variables_moving_average(optimizer, weights),
+            lambda: None,
+        )
+
+    optimizer._update_model_variables_moving_average = move
+
+
 def wrap_losses(model: keras.Model, wrap: Callable[[keras.losses.Loss], keras.losses.Loss]) -> None:
     """Replace each loss of `compile`, once Keras has made it of names and functions, by what `wrap` makes of it."""
     compiled = model._compile_loss
@@ -200,6 +221,11 @@ def use_new_collective_keys(strategy_class: type) -> None:
 def losses_as_given(model: keras.Model) -> Any:
     """Return the loss as `compile` got it: one, or a structure of them, or None."""
     return getattr(getattr(model, "_compile_loss", None), "_user_loss", None)
+
+
+def loss_of(model: keras.Model, y: Any, y_pred: Any, sample_weight: Any) -> Any:
+    """Return the loss that a model was compiled with, of predictions of one more output, without penalties."""
+    return model._compile_loss(y, y_pred, sample_weight)
 
 
 def layers_that_add_losses(model: keras.Model) -> list[keras.Layer]:

@@ -71,3 +71,46 @@ def step_decay(learning_rate: float, drops: Sequence[int]) -> keras.optimizers.s
     if not drops:  # Keras needs a boundary
         drops, rates = (1,), rates * 2
     return keras.optimizers.schedules.PiecewiseConstantDecay(drops, rates)
+
+
+@keras.saving.register_keras_serializable("ls_keras")
+class WarmedDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that rises linearly, then falls by a factor at the end of each period.
+
+        rate(s) = peak · (s + 1) / warmup                        for s < warmup
+        rate(s) = peak · factor^⌊(s − warmup) / period⌋          from then on
+
+    Args:
+        peak: The highest rate, above 0.
+        warmup: Steps until it is reached, 0 for none.
+        factor: What is left of the rate after a period, in (0, 1].
+        period: Steps between two falls, at least 1.
+
+    Raises:
+        ValueError: A number out of range.
+
+    Example:
+        >>> rate = WarmedDecay(1.6, warmup=4, factor=0.5, period=3)
+        >>> [round(float(rate(step)), 2) for step in (0, 3, 6, 7, 10)]
+        [0.4, 1.6, 1.6, 0.8, 0.4]
+
+    Reference: Goyal et al., 2017, section 2.2, https://arxiv.org/abs/1706.02677
+    """
+
+    def __init__(self, peak: float, *, warmup: int, factor: float, period: int) -> None:
+        if not peak > 0:
+            raise ValueError(f"`learning_rate` must be above 0; received {peak}.")
+        if warmup < 0 or period < 1:
+            raise ValueError(f"`warmup` must be at least 0 and `period` 1; received {warmup} and {period}.")
+        if not 0 < factor <= 1:
+            raise ValueError(f"The factor by which the rate falls must be in (0, 1]; received {factor}.")
+        self.peak, self.warmup, self.factor, self.period = peak, warmup, factor, period
+
+    def __call__(self, step: Any) -> Any:
+        step = ops.cast(step, "float32")
+        periods = ops.floor(ops.maximum(step - self.warmup, 0.0) / self.period)
+        risen = ops.minimum((step + 1.0) / max(self.warmup, 1), 1.0)
+        return self.peak * risen * ops.power(self.factor, periods)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"peak": self.peak, "warmup": self.warmup, "factor": self.factor, "period": self.period}

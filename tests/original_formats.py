@@ -1,7 +1,9 @@
 """Write small image data sets in the formats their authors published them in, for tests without a network."""
 
 import gzip
+import io
 import struct
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +87,68 @@ def write_prepared_tfds(data_dir: Path, name: str, version: str, *, train: Examp
         split_datasets=splits,
         disable_shuffling=False,
     )
+
+
+def flat_colour(k: int) -> tuple[int, int, int]:
+    """A colour for each of 1,000 classes, 25 apart in one channel at least."""
+    return 25 * (k % 10), 25 * (k // 10 % 10), 25 * (k // 100)
+
+
+def encoded(image: np.ndarray, form: str = "JPEG", mode: str = "RGB") -> bytes:
+    """An image file of bytes [height, width, 3]."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    options = {"quality": 95, "subsampling": 0} if form == "JPEG" else {}
+    Image.fromarray(image).convert(mode).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def flat_jpeg(k: int, shape: tuple[int, int] = (18, 24)) -> bytes:
+    """An image of one colour, that of class k."""
+    return encoded(np.full((*shape, 3), flat_colour(k), np.uint8))
+
+
+def write_image_folder(folder: Path, images: dict[str, dict[str, bytes]]) -> None:
+    """Files by class folder and name."""
+    for name, files in images.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for file, content in files.items():
+            (folder / name / file).write_bytes(content)
+
+
+def synsets() -> tuple[list[str], list[str]]:
+    """ImageNet's 1,000 classes in order, and the class of each validation image."""
+    import tensorflow_datasets as tfds
+
+    folder = Path(tfds.__file__).parent / "datasets" / "imagenet2012"
+    return tuple((folder / name).read_text().split() for name in ("labels.txt", "validation_labels.txt"))
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    """A tar file of files by name."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def imagenet_tars(num_val: int = 6) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """What is in ILSVRC2012_img_train.tar, one image of each class, and in ILSVRC2012_img_val.tar."""
+    classes, validation = synsets()
+    train = {f"{name}.tar": tar_of({f"{name}_1.JPEG": flat_jpeg(k)}) for k, name in enumerate(classes)}
+    val = {
+        f"ILSVRC2012_val_{number:08d}.JPEG": flat_jpeg(classes.index(name))
+        for number, name in enumerate(validation[:num_val], start=1)
+    }
+    return train, val
+
+
+def write_imagenet(folder: Path, train: dict[str, bytes], val: dict[str, bytes]) -> None:
+    """The two tar files of ILSVRC 2012."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ILSVRC2012_img_train.tar").write_bytes(tar_of(train))
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(tar_of(val))

@@ -125,6 +125,9 @@ def of_one_process():
         "joined batches count the same, whatever counts in them": both(
             one, [1, 1, 1, 1, 1, 0, 0, 0], by_weights, gradient_accumulation_steps=2
         ),
+        "averages move after each batch of those that are joined": both(
+            one, [1] * 24, use_ema=True, ema_momentum=0.5, gradient_accumulation_steps=2
+        ),
         "a replica divides by the denominator of its own rows": both(two, [1, 1, 1, 0], by_weights),
         "metrics have no states before the first batch": [states_of_metrics(build) for build in (False, True)],
         "each `custom_gradient` is kept, and its graph, for ever": [kept_by_a_gradient(forget) for forget in (0, 1)],

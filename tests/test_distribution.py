@@ -317,6 +317,22 @@ def test_accumulation_is_the_closed_form_of_the_joined_batches(joined):
     np.testing.assert_allclose(model.get_weights()[1], bias, atol=1e-6)
 
 
+def test_averages_move_once_for_each_of_the_joined_steps():
+    """The same averages as of one batch that joins them; at the end of fit() they are the weights."""
+    arrays = ignored_examples()
+    options = {"use_ema": True, "ema_momentum": 0.9}
+    joined, apart = linear_model(**options), linear_model(accumulated=3, **options)
+    joined.fit(batches_of(*arrays, size=12), verbose=0)
+    apart.fit(batches_of(*arrays), verbose=0)
+    for one, two in zip(joined.get_weights(), apart.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+    begun = linear_model(accumulated=3, **options)
+    weights = begun.get_weights()
+    begun.train_on_batch(*(part[:4] for part in arrays))
+    for average, weight in zip(distribution.counted_weights(begun), weights, strict=True):
+        np.testing.assert_array_equal(average, weight)
+
+
 def test_accumulation_of_nothing_that_counts_leaves_the_penalty():
     inputs = keras.Input((4,))
     layer = keras.layers.Dense(3, use_bias=False, kernel_regularizer=keras.regularizers.L2(0.1))
@@ -345,7 +361,11 @@ def test_accumulation_resumes_bit_by_bit_in_the_middle_of_a_step():
     [
         (losses.SmoothedCrossentropy(reduction="sum"), {"accumulated": 2}, "a mean over examples; received 0"),
         (lambda y, z: tf.reduce_mean(z), {"accumulated": 2}, "one number for a batch"),
-        (None, {"accumulated": 2, "use_ema": True}, "use_ema does not go with gradient_accumulation_steps"),
+        (
+            None,
+            {"accumulated": 2, "use_ema": True, "ema_overwrite_frequency": 2},
+            "ema_overwrite_frequency does not go with gradient_accumulation_steps",
+        ),
     ],
 )
 def test_what_cannot_be_accumulated_is_refused_before_training(loss, optimizer, message):

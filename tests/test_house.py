@@ -25,6 +25,7 @@ OURS = {
     "metrics": {"keras_hooks", "targets"},
     "models": set(),
     "artifact": {"files", "keras_hooks"},
+    "auxiliary": {"distribution", "keras_hooks"},
     "distillation": {"analysis", "artifact", "data", "distribution", "files", "losses"},
     "data": {"files"},
     "optimizers": {"keras_hooks"},
@@ -49,6 +50,7 @@ HEAVY = {
     "metrics": {"keras"},
     "models": {"keras"},
     "artifact": {"keras", "tensorflow"},
+    "auxiliary": {"keras"},
     "distillation": {"keras", "tensorflow"},  # a teacher is a SavedModel
     "data": {"tensorflow"},
     "optimizers": {"keras"},

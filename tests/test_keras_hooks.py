@@ -33,6 +33,8 @@ FAULTS = {
     "several replicas cannot overwrite weights by averages": ("(?s)RuntimeError: .*`merge_call` called", [4.375, 2.5]),
     # The mean of 1, 2, 3, 4 and 5, and of their mean over four and one.
     "joined batches count the same, whatever counts in them": ([16.25, 3.75], [16.25, 3.0]),
+    # Weights 4.5, 12.5 and 20.5 after each two of six batches: 12.5 counts once more.
+    "averages move after each batch of those that are joined": ([54.6667, 15.5], [54.6667, 14.5]),
     # The mean of 1, 2 and 3, and of their mean over two and one.
     "a replica divides by the denominator of its own rows": ([5.75, 2.25], [4.6667, 2.0]),
     "metrics have no states before the first batch": (
@@ -113,6 +115,14 @@ def test_layers_that_add_to_the_loss_are_not_those_with_penalties():
     model(np.ones((4, 3), "float32"))
     assert len(model.losses) == 2
     assert keras_hooks.layers_that_add_losses(model) == [adding]
+
+
+def test_the_loss_of_one_more_output_is_without_penalties():
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, keras.layers.Dense(2, kernel_regularizer="l2")(inputs))
+    model.compile("sgd", "mse")
+    y, z, weights = tf.zeros((2, 2)), tf.constant([[1.0, 1.0], [2.0, 2.0]]), tf.constant([3.0, 1.0])
+    assert float(keras_hooks.loss_of(model, y, z, weights)) == (3 * 1 + 4) / 2  # Keras divides by the rows
 
 
 def test_averages_are_read_during_training():

@@ -1,6 +1,6 @@
 """What the paper's optimisation needs, by hand; each recipe's own steps are in test_paper_numbers.py."""
 
-from ls_keras.optimizers import SmoothedGradientDescent, step_decay
+from ls_keras.optimizers import SmoothedGradientDescent, WarmedDecay, step_decay
 
 import keras
 import numpy as np
@@ -33,6 +33,31 @@ def test_without_drops_the_rate_stays():
 def test_decays_out_of_range_are_refused(rate, drops, message):
     with pytest.raises(ValueError, match=message):
         step_decay(rate, drops)
+
+
+def test_a_warmed_rate_rises_and_falls_by_periods():
+    schedule = WarmedDecay(1.6, warmup=4, factor=0.5, period=3)
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(schedule))
+    for rate in (schedule, again):
+        rates = [float(rate(step)) for step in range(12)]
+        np.testing.assert_allclose(rates, [0.4, 0.8, 1.2, *[1.6] * 4, *[0.8] * 3, *[0.4] * 2], rtol=1e-6)
+    constant = WarmedDecay(0.3, warmup=0, factor=1.0, period=1)
+    assert [float(constant(step)) for step in (0, 1_000)] == pytest.approx([0.3, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"peak": 0.0}, "`learning_rate` must be above 0; received 0.0"),
+        ({"warmup": -1}, "`warmup` must be at least 0"),
+        ({"period": 0}, "`period` 1; received 4 and 0"),
+        ({"factor": 0.0}, r"must be in \(0, 1\]; received 0.0"),
+        ({"factor": 1.1}, r"must be in \(0, 1\]; received 1.1"),
+    ],
+)
+def test_warmed_rates_out_of_range_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        WarmedDecay(**{"peak": 1.0, "warmup": 4, "factor": 0.5, "period": 3, **changed})
 
 
 def test_gradients_are_smoothed_and_the_last_layer_is_slower():

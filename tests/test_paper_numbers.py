@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
-from ls_keras_recipes import cifar10_alexnet, cifar10_distillation, cifar100_resnet56, mnist_mlp
+from ls_keras_recipes import cifar10_alexnet, cifar10_distillation, cifar100_resnet56, imagenet_inceptionv4, mnist_mlp
 
 import keras
 import numpy as np
@@ -89,6 +89,34 @@ STUDENT_MLP = MLP | {
     "shift": (0, "A.5: no augmentation"),
     "learning_rate": (0.1, "silent for students; at 1 the squared error diverges"),
 }
+INCEPTION = {
+    "dataset": ("imagenet2012", "A.4"),
+    "train_size": (None, "A.4: all that are not held out"),
+    "held_out_size": (50_000, "A.4: about 50,000 to choose the step by"),
+    "image_size": (299, "silent; slim, inception_v4.py"),
+    "crop_area": ((0.05, 1.0), "silent; slim, inception_preprocessing.py"),
+    "crop_aspect": ((0.75, 1.33), "silent; slim, inception_preprocessing.py"),
+    "flip": (True, "silent; slim, inception_preprocessing.py"),
+    "colour": ("fast", "silent; slim, inception_preprocessing.py"),
+    "central_crop": (0.875, "silent; slim, inception_preprocessing.py"),
+    "alpha": (0.1, "Table 2, Table 3"),
+    "loss": (None, "1: smoothed cross-entropy"),
+    "blocks": ((4, 7, 3), "A.4: Inception-v4"),
+    "width": (1.0, "A.4: Inception-v4"),
+    "auxiliary_weight": (0.4, "silent; slim, train_image_classifier.py"),
+    "dropout": (0.2, "silent; slim, inception_v4.py keeps 0.8"),
+    "batch_norm_scale": (True, "A.4"),
+    "batch_norm_momentum": (0.9997, "silent; slim, inception_utils.py"),
+    "weight_decay": (0.00008, "A.4"),
+    "learning_rate": (1.6, "silent; Kornblith et al. 2019"),
+    "warmup_epochs": (10.0, "silent; Kornblith et al. 2019"),
+    "decay": (0.975, "silent; Kornblith et al. 2019"),
+    "momentum": (0.9, "A.4"),
+    "average": (0.9999, "A.4"),
+    "batch_size": (256, "A.4: 4,096 = 16 · 256"),
+    "accumulation": (16, "A.4: 4,096 = 16 · 256"),
+    "steps": (800_000, "silent"),
+}
 DISTILLATION = {
     "networks": ("paper", "A.1, A.2"),
     "dataset": ("cifar10", "A.1"),
@@ -103,6 +131,7 @@ BOOKKEEPING = {
     cifar10_alexnet: {"evaluate_every", "observe_every", "seed"},
     cifar100_resnet56: {"evaluate_every", "observe_every", "seed", "synchronized"},
     mnist_mlp: {"evaluate_every", "observe_every", "seed"},
+    imagenet_inceptionv4: {"evaluate_every", "seed", "synchronized"},
     cifar10_distillation: set(),
 }
 SIZES = [
@@ -111,6 +140,7 @@ SIZES = [
     (mnist_mlp, "paper", MLP),
     (mnist_mlp, "dropout", DROPOUT_MLP),
     (mnist_mlp, "student", STUDENT_MLP),
+    (imagenet_inceptionv4, "paper", INCEPTION),
     (cifar10_distillation, "paper", DISTILLATION),
 ]
 
@@ -129,7 +159,7 @@ def test_a_bare_command_is_the_paper(recipe):
     assert next(iter(recipe.SIZES.items())) == ("paper", recipe.Config())
 
 
-@pytest.mark.parametrize(("recipe", "size", "table"), SIZES[:-1], ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(("recipe", "size", "table"), SIZES[:-2], ids=lambda value: getattr(value, "__name__", None))
 def test_the_data_are_loaded_as_the_config_says(recipe, size, table, monkeypatch):
     asked = []
     monkeypatch.setattr("ls_keras.data.load_images", lambda *args, **options: asked.append((args, options)))
@@ -141,6 +171,28 @@ def test_the_data_are_loaded_as_the_config_says(recipe, size, table, monkeypatch
     first = {field: table[field][0] for field in other}
     papers = ((table["dataset"][0],), first | {"data_dir": None})
     assert asked == [papers, (("digits",), other | {"data_dir": Path("here")})]
+
+
+def test_imagenet_is_loaded_as_the_config_says(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ls_keras.data.load_records", lambda *args, **options: asked.append((args, options)))
+    other = {
+        "held_out_size": 7,
+        "image_size": 107,
+        "crop_area": (0.5, 0.9),
+        "crop_aspect": (1.0, 1.1),
+        "flip": False,
+        "colour": "full",
+        "central_crop": 0.9,
+    }
+    imagenet_inceptionv4.load_data(imagenet_inceptionv4.SIZES["paper"])
+    config = dataclasses.replace(imagenet_inceptionv4.SIZES["folder"], **other)
+    imagenet_inceptionv4.load_data(config, Path("here"))
+    papers = {field: INCEPTION[field][0] for field in other}
+    assert asked == [
+        (("imagenet2012",), papers | {"data_dir": None}),
+        (("folder",), other | {"data_dir": Path("here")}),
+    ]
 
 
 # --- One step
@@ -350,6 +402,52 @@ def check_classifier(model, num_classes, n, **twin):
         check_steps(
             model, images, of_these, of_logits=lambda z, g=gradient: n.loss_multiplier * g(z), rates=rates, **twin
         )
+
+
+OTHER_INCEPTION = {
+    "alpha": 0.3,
+    "batch_norm_scale": False,
+    "batch_norm_momentum": 0.9,
+    "dropout": 0.3,
+    "weight_decay": 0.01,
+    "learning_rate": 0.2,
+    "warmup_epochs": 2.0,
+    "decay": 0.5,
+    "momentum": 0.6,
+    "average": 0.7,
+    "batch_size": 8,
+    "accumulation": 4,
+}
+
+
+@pytest.mark.parametrize("changed", [{}, OTHER_INCEPTION], ids=["paper", "other"])
+def test_inception_is_trained_by_the_numbers_of_its_config(changed):
+    """What its parts do with them is theirs to test: an epoch has ⌊n / (batch · accumulation)⌉ updates."""
+    n = values(INCEPTION, changed)
+    config = dataclasses.replace(imagenet_inceptionv4.SIZES["paper"], width=1 / 32, image_size=107, **changed)
+    images = SimpleNamespace(input_shape=(107, 107, 3), num_classes=10, num_train=409_600)
+    model = imagenet_inceptionv4.build_model(config, images)
+    optimizer = model.optimizer
+    assert (optimizer.momentum, optimizer.nesterov, optimizer.use_ema) == (n.momentum, True, True)
+    assert (optimizer.ema_momentum, optimizer.gradient_accumulation_steps) == (n.average, n.accumulation)
+    epoch = 409_600 // (n.batch_size * n.accumulation)
+    top = round(n.warmup_epochs * epoch)
+    rates = {0: n.learning_rate / top, top - 1: n.learning_rate, top + epoch - 1: n.learning_rate}
+    rates[top + epoch] = n.decay * n.learning_rate
+    rates[top + 2 * epoch] = n.decay**2 * n.learning_rate
+    schedule = optimizer.get_config()["learning_rate"]
+    schedule = keras.optimizers.schedules.deserialize(schedule)
+    assert {step: float(schedule(step)) for step in rates} == pytest.approx(rates)
+    assert (model.weight, model.get_layer("dropout").rate) == (n.auxiliary_weight, n.dropout)
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert {(norm.momentum, norm.scale) for norm in norms} == {(n.batch_norm_momentum, n.batch_norm_scale)}
+    kernels = [weight.numpy().astype(float) for weight in model.trainable_variables if weight.name == "kernel"]
+    penalty = sum(0.5 * n.weight_decay * np.sum(kernel**2) for kernel in kernels)
+    assert float(sum(model.losses)) == pytest.approx(penalty)
+    labels, logits = np.array([3, 1]), np.random.default_rng(0).normal(size=(2, 10)).astype("float32")
+    target, logs = smoothed(labels, n.alpha, 10), np.log(softmax(logits, axis=1))
+    total = model.compute_loss(None, labels, {"logits": logits, "auxiliary": 2 * logits}, training=False)
+    assert float(total) == pytest.approx(penalty - np.mean(np.sum(target * logs, axis=1)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])

@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from ls_keras.data import images
+from ls_keras.data import images, records
 
 import tensorflow as tf
 
@@ -45,7 +45,11 @@ class Dataset(Protocol):
         """Return what `config.json` keeps: JSON from which `rebuild` makes the same data set again."""
 
 
-def rebuild(description: dict[str, Any], data_dir: Any = None) -> "images.Images":
+# By the name that `describe` gives them.
+_LOADERS = {loader.__name__: loader for loader in (images.load_images, records.load_records)}
+
+
+def rebuild(description: dict[str, Any], data_dir: Any = None) -> "images.Images | records.Records":
     """Make a data set again from what `describe` returned.
 
     Args:
@@ -67,12 +71,12 @@ def rebuild(description: dict[str, Any], data_dir: Any = None) -> "images.Images
     """
     options = dict(description)
     loader, fingerprint = options.pop("loader", None), options.pop("fingerprint", None)
-    if loader != images.load_images.__name__:
+    if loader not in _LOADERS:
         raise ValueError(
             f"The data set {options.get('name', 'without a name')} was made by {loader or 'no loader'}, which is none "
             "of ls_keras.data: load it as its recipe does, and give it to analysis.Probe."
         )
-    found = images.load_images(options.pop("name"), **options, data_dir=data_dir)
+    found = _LOADERS[loader](options.pop("name"), **options, data_dir=data_dir)
     if fingerprint not in (None, found.fingerprint):
         raise ValueError(
             f"{found.name} from {found.origin} holds other examples than before (fingerprint {found.fingerprint} and "

@@ -154,16 +154,16 @@ class Images:
             With 1,000 examples and batch size 128, batches 0 to 6 lie in the first epoch; batch 7 ends it with
             104 examples and opens the second with 24.
         """
-        _check_whole("batch_size", batch_size, 1)
-        _check_whole("seed", seed, 0)
-        _check_whole("start_step", start_step, 0)
+        check_whole("batch_size", batch_size, 1)
+        check_whole("seed", seed, 0)
+        check_whole("start_step", start_step, 0)
         images, targets = self._tensors("train")
         if self.targets is not None:
             with tf.device("CPU:0"):
                 targets = tf.convert_to_tensor(self.targets)
         num_examples = self.num_train
         first_epoch, seen = divmod(start_step * batch_size, num_examples)
-        order_key, augmentation_key = _key(seed, _ORDER), _key(seed, _AUGMENTATION)
+        order_key, augmentation_key = stream_key(seed, _ORDER), stream_key(seed, _AUGMENTATION)
 
         def permutation(epoch: tf.Tensor) -> tf.Tensor:
             examples = tf.range(num_examples)
@@ -184,7 +184,7 @@ class Images:
             .enumerate(start=start_step)
             .map(batch, num_parallel_calls=tf.data.AUTOTUNE)
             .prefetch(tf.data.AUTOTUNE)
-            .with_options(_options())
+            .with_options(data_options())
         )
 
     def evaluation(self, split: str, batch_size: int) -> tf.data.Dataset:
@@ -207,7 +207,7 @@ class Images:
         Example:
             1,000 examples in batches of 128: eight batches, whose weights sum to 1,000.
         """
-        _check_whole("batch_size", batch_size, 1)
+        check_whole("batch_size", batch_size, 1)
         num_examples = self.size(split)
         if num_examples == 0:
             raise ValueError(
@@ -226,7 +226,7 @@ class Images:
             tf.data.Dataset.range(-(-num_examples // batch_size))
             .map(batch, num_parallel_calls=tf.data.AUTOTUNE)
             .prefetch(tf.data.AUTOTUNE)
-            .with_options(_options())
+            .with_options(data_options())
         )
 
     def at_every_position(self, batch_size: int) -> tf.data.Dataset:
@@ -243,7 +243,7 @@ class Images:
         Raises:
             ValueError: Training images are mirrored, too; a batch size below 1.
         """
-        _check_whole("batch_size", batch_size, 1)
+        check_whole("batch_size", batch_size, 1)
         if self.flip:
             raise ValueError(f"The training images of {self.name} are mirrored, so that positions are not all of them.")
         images, _ = self._tensors("train")
@@ -261,7 +261,7 @@ class Images:
             .map(versions, num_parallel_calls=tf.data.AUTOTUNE)
             .rebatch(batch_size)
             .prefetch(tf.data.AUTOTUNE)
-            .with_options(_options())
+            .with_options(data_options())
         )
 
     def draws(
@@ -288,9 +288,9 @@ class Images:
         Example:
             `draws([7, 3], 5, seed=0)` gives one batch with indices 7 7 7 7 7 3 3 3 3 3.
         """
-        _check_whole("num_draws", num_draws, 1)
-        _check_whole("seed", seed, 0)
-        _check_whole("batch_size", batch_size, 1)
+        check_whole("num_draws", num_draws, 1)
+        check_whole("seed", seed, 0)
+        check_whole("batch_size", batch_size, 1)
         if not self.augmented:
             raise ValueError(
                 f"{self.name} was loaded without augmentation, so all draws of an example would be equal and mutual "
@@ -308,7 +308,7 @@ class Images:
                 f"received {chosen.min()} to {chosen.max()}."
             )
         images, _ = self._tensors("train")
-        key = _key(seed, _DRAWS)
+        key = stream_key(seed, _DRAWS)
 
         def versions(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             rows = tf.fill([num_draws], index)
@@ -320,7 +320,7 @@ class Images:
             .map(versions, num_parallel_calls=tf.data.AUTOTUNE)
             .rebatch(batch_size)
             .prefetch(tf.data.AUTOTUNE)
-            .with_options(_options())
+            .with_options(data_options())
         )
 
     def _split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -418,7 +418,7 @@ def load_images(
         ("shift", shift, 0),
     ):
         if value is not None:
-            _check_whole(option, value, minimum)
+            check_whole(option, value, minimum)
     if isinstance(label_noise, bool) or not isinstance(label_noise, int | float) or not 0 <= label_noise < 1:
         raise ValueError(f"`label_noise` must be a fraction from 0 to below 1; received {label_noise!r}.")
     if crop_padding and shift:
@@ -490,12 +490,14 @@ def _crop_and_flip(images: tf.Tensor, top: tf.Tensor, left: tf.Tensor, mirrored:
     return tf.gather(tf.reshape(padded, [-1, channels]), pixels)
 
 
-def _key(seed: int, purpose: int) -> int:
+def stream_key(seed: int, purpose: int) -> int:
+    """Return the key of one of the independent streams of random numbers under a seed."""
     # [key, index] is the two-part seed of TensorFlow's stateless operations, which scramble it themselves.
     return int(np.random.SeedSequence([seed, purpose]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _options() -> tf.data.Options:
+def data_options() -> tf.data.Options:
+    """Return the options of all pipelines: the same batches in the same order, whole on every worker."""
     options = tf.data.Options()
     options.deterministic = True
     # There are no files to share out: every worker takes its part of each global batch.
@@ -503,7 +505,8 @@ def _options() -> tf.data.Options:
     return options
 
 
-def _check_whole(name: str, value: int, minimum: int) -> None:
+def check_whole(name: str, value: int, minimum: int) -> None:
+    """Refuse what is no whole number of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not minimum <= value < 2**63:
         raise ValueError(f"`{name}` must be a whole number of at least {minimum}; received {value!r}.")
 

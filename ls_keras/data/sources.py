@@ -118,18 +118,18 @@ def read_arrays(name: str, data_dir: str | os.PathLike | None = None) -> Arrays:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f" Perhaps you meant {near[0]!r}?" if near else ""
         raise ValueError(f"Unknown data set {name!r}: expected one of {', '.join(known)}.{hint}")
-    tfds_folder = _tfds_folder(data_dir)
-    folders = [tfds_folder, tfds_folder / name]
+    home = tfds_folder(data_dir)
+    folders = [home, home / name]
     if data_dir is None:
         folders += source.system_folders
 
-    prepared = _newest_prepared(tfds_folder / name)
+    prepared = newest_prepared(home / name)
     if prepared is not None:
         return _checked(_read_prepared(prepared), source.class_names, prepared)
     found = source.read_files(folders)
     if found is not None:
         return _checked(found[0], source.class_names, found[1])
-    prepared = _download(name, source, tfds_folder, folders)
+    prepared = _download(name, source, home, folders)
     return _checked(_read_prepared(prepared), source.class_names, prepared)
 
 
@@ -275,14 +275,16 @@ def _read_cifar(path: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
 # --- TensorFlow Datasets
 
 
-def _tfds_folder(data_dir: str | os.PathLike | None) -> Path:
+def tfds_folder(data_dir: str | os.PathLike | None) -> Path:
+    """Return the folder that TFDS prepares data sets in: the one given, or its own."""
     folder = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"`data_dir` must be a folder; received the file {folder}.")
     return folder
 
 
-def _newest_prepared(folder: Path) -> Path | None:
+def newest_prepared(folder: Path) -> Path | None:
+    """Return the newest version that TFDS has prepared in a data set's folder, or None."""
     versions = {
         tuple(int(part) for part in info.parent.name.split(".")): info.parent
         for info in folder.glob("*/dataset_info.json")
@@ -311,14 +313,14 @@ def _read_prepared(folder: Path) -> tuple[np.ndarray, ...]:
     return tuple(arrays)
 
 
-def _download(name: str, source: _Source, tfds_folder: Path, folders: list[Path]) -> Path:
+def _download(name: str, source: _Source, home: Path, folders: list[Path]) -> Path:
     try:
         _refuse_unreachable(source.url)
-        return _prepare(name, tfds_folder)
+        return prepare(name, home)
     except Exception as error:
         raise FileNotFoundError(
             f"The data set {name!r} is not on this machine, and downloading it failed: {error}\n"
-            f"Looked for a prepared TFDS directory {tfds_folder / name}/<version>, then for {source.files} in "
+            f"Looked for a prepared TFDS directory {home / name}/<version>, then for {source.files} in "
             f"{', '.join(str(folder) for folder in folders)}.\n"
             f"{source.remedy}"
         ) from error
@@ -335,25 +337,33 @@ def _refuse_unreachable(url: str) -> None:
         raise ConnectionError(f"no answer from {url} ({getattr(error, 'reason', error)})") from error
 
 
-def _prepare(name: str, tfds_folder: Path) -> Path:
+def prepare(name: str, home: Path, *, file_format: str | None = None, manual_dir: Path | None = None) -> Path:
+    """Let TFDS prepare a data set in its folder, and return the new directory.
+
+    Args:
+        name: Of a builder of TFDS.
+        home: TFDS's folder.
+        file_format: In which TFDS writes examples. None: its default.
+        manual_dir: Where files are that TFDS does not download.
+    """
     import tensorflow_datasets as tfds  # noqa: PLC0415
 
-    existed = tfds_folder.is_dir()
-    tfds_folder.mkdir(parents=True, exist_ok=True)
+    existed = home.is_dir()
+    home.mkdir(parents=True, exist_ok=True)
     try:
         # Prepared beside and renamed into place, so that a broken download leaves nothing behind.
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=tfds_folder) as beside:
-            builder = tfds.builder(name, data_dir=beside)
-            builder.download_and_prepare()
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=home) as beside:
+            builder = tfds.builder(name, data_dir=beside, file_format=file_format)
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
             version = Path(builder.data_path)
-            prepared = tfds_folder / name / version.name
+            prepared = home / name / version.name
             prepared.parent.mkdir(exist_ok=True)
             if not prepared.is_dir():  # unless another process was faster
                 version.rename(prepared)
     except BaseException:
         if not existed:
             with contextlib.suppress(OSError):
-                tfds_folder.rmdir()
+                home.rmdir()
         raise
     return prepared
 
