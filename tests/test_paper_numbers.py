@@ -21,6 +21,8 @@ ALEXNET = {
     "train_size": (None, "A.1: 40k of 50k, all that are not held out"),
     "held_out_size": (10_000, "A.1"),
     "scaling": ("standardize", "A.2 (cifar_image_augmentation); A.1 is silent, and teacher and student share images"),
+    "split_seed": (None, "A.1, A.2: the training set, in the order of its files"),
+    "label_noise": (0.0, "all labels are the data set's"),
     "alpha": (0.1, "Table 2"),
     "loss": (None, "1: smoothed cross-entropy"),
     "loss_multiplier": (3.0, "A.1"),
@@ -39,6 +41,8 @@ RESNET = {
     "train_size": (None, "A.2: 40k of 50k, all that are not held out"),
     "held_out_size": (10_000, "A.2"),
     "scaling": ("standardize", "A.2 (cifar_image_augmentation)"),
+    "split_seed": (None, "A.1, A.2: the training set, in the order of its files"),
+    "label_noise": (0.0, "all labels are the data set's"),
     "alpha": (0.1, "Table 2"),
     "loss": (None, "1: smoothed cross-entropy"),
     "loss_multiplier": (3.0, "A.2"),
@@ -59,6 +63,8 @@ MLP = {
     "train_size": (None, "A.5, Hinton et al. 2015: all 60k"),
     "held_out_size": (0, "4: errors are those of the test set"),
     "scaling": ("unit", "silent"),
+    "split_seed": (None, "A.1, A.2: the training set, in the order of its files"),
+    "label_noise": (0.0, "all labels are the data set's"),
     "alpha": (0.1, "A.5"),
     "loss": (None, "1: smoothed cross-entropy"),
     "units": ((1200, 1200), "A.5"),
@@ -165,6 +171,7 @@ def test_the_data_are_loaded_as_the_config_says(recipe, size, table, monkeypatch
     monkeypatch.setattr("ls_keras.data.load_images", lambda *args, **options: asked.append((args, options)))
     recipe.load_data(recipe.SIZES[size])
     other = {"train_size": 7, "held_out_size": 5, "crop_padding": 1, "flip": False, "shift": 3}
+    other |= {"split_seed": 4, "label_noise": 0.25}
     other = {field: value for field, value in other.items() if field in table}
     other["scaling"] = "unit" if table["scaling"][0] == "standardize" else "standardize"
     recipe.load_data(dataclasses.replace(recipe.SIZES[size], dataset="digits", **other), Path("here"))
