@@ -170,10 +170,11 @@ def test_the_papers_network_is_served_without_this_package(paper, name):
     expected = (expected["logits"] if isinstance(expected, dict) else expected).numpy()
     np.testing.assert_array_equal(served["serve"], served["logits"])
     # By the largest logit, which is huge: after two steps moving statistics are not settled.
-    np.testing.assert_allclose(served["logits"], expected, rtol=1e-4, atol=1e-5 * max(1.0, np.abs(expected).max()))
-    np.testing.assert_allclose(served["one"], expected[:1], rtol=1e-4, atol=1e-5 * max(1.0, np.abs(expected).max()))
+    near = {"rtol": 1e-4, "atol": 1e-5 * max(1.0, np.abs(expected).max())}
+    np.testing.assert_allclose(served["logits"], expected, **near)
+    np.testing.assert_allclose(served["one"], expected[:1], **near)
     product = served["penultimate"] @ served["kernel"] + served["bias"]
-    np.testing.assert_allclose(product, served["logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(product, served["logits"], **near)
     assert served["kernel"].shape == (served["penultimate"].shape[1], expected.shape[1])
 
 
