@@ -598,6 +598,8 @@ def test_what_is_clearly_worse_is_told_apart_and_numbers_are_numpys():
     assert str(swept).splitlines()[1].split()[1] == "best"
     assert str(swept).endswith("; 1 other point cannot be told from it")
     assert f"chosen on held-out examples: alpha = {swept.best[0].point['alpha']:g};" in str(swept)
+    alone = driver.Swept(Path("there"), tables.rows(found[1:2] + found[3:4], "nll"), "nll", ("alpha",))
+    assert str(alone).endswith("alpha = 1; it can be told from every other point")
 
 
 def test_accuracy_is_better_where_it_is_higher_and_ends_at_1():

@@ -124,7 +124,9 @@ class Swept:
         if any(row.standing == "one seed" for row in self.rows):
             return f"{text}; one seed shows no interval, so that no other point can be told from it"
         alike = len(self.best) - 1
-        return f"{text}; {alike or 'no'} other point{'s' * (alike != 1)} cannot be told from it"
+        if not alike:
+            return f"{text}; it can be told from every other point"
+        return f"{text}; {alike} other point{'s' * (alike > 1)} cannot be told from it"
 
 
 def sweep(
