@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from ls_keras import distribution, losses, metrics
+from ls_keras import auxiliary, distribution, losses, metrics
 
 import keras
 import numpy as np
@@ -171,6 +171,20 @@ def trained(strategy, **options):
     return model, result
 
 
+def with_auxiliary(strategy):
+    """What a network with a second head learns, in steps of two joined batches whose weights are spread unevenly."""
+    keras.utils.set_random_seed(4)
+    with strategy.scope():
+        inputs = keras.Input((5,))
+        x = keras.layers.Dense(6, "relu", kernel_regularizer="l2")(inputs)
+        heads = {name: keras.layers.Dense(3, name=name)(x) for name in ("logits", "auxiliary")}
+        model = auxiliary.WithAuxiliary(inputs, heads, weight=0.4)
+        optimizer = keras.optimizers.SGD(0.5, gradient_accumulation_steps=2)
+        model.compile(optimizer, losses.SmoothedCrossentropy(0.1), weighted_metrics=["accuracy"])
+    history = model.fit(training_batches(), steps_per_epoch=2, epochs=2, verbose=0).history
+    return {"history": history, "weights": [array.tolist() for array in model.get_weights()]}
+
+
 def evaluated(model):
     return {
         "uneven": model.evaluate(uneven_batches(), verbose=0, return_dict=True),
@@ -222,6 +236,7 @@ def main(name, path):
         "derived": derived,
         "accumulated": tagged(strategy, "mask", "ours", "[n, 1]", sgd(gradient_accumulation_steps=JOINED), **weighted),
         "averaged": tagged(strategy, "ignored", "keras, by weights", "[n, t]", averaging),
+        "auxiliary": with_auxiliary(strategy),
         "chief": distribution.is_chief(strategy),
         "description": distribution.describe(strategy),
     }

@@ -37,10 +37,10 @@ def test_replicas_compute_what_one_device_computes(results, where, variant):
         np.testing.assert_allclose(numbers(received[part]), numbers(expected[part]), rtol=1e-5, atol=1e-5, err_msg=part)
 
 
-@pytest.mark.parametrize("variant", ["accumulated", "averaged"])
+@pytest.mark.parametrize("variant", ["accumulated", "averaged", "auxiliary"])
 @pytest.mark.parametrize("where", ["mirrored", "worker 0", "worker 1"])
-def test_padded_sequences_unevenly_spread(results, where, variant):
-    """Masked or ignored labels, weights, class weights; with joined batches, or weights overwritten by averages."""
+def test_what_is_unevenly_spread(results, where, variant):
+    """Sequences with masked or ignored labels, weights, class weights; joined batches, averaged weights, two heads."""
     expected, received = results["cpu"][variant], results[where][variant]
     np.testing.assert_allclose(numbers(received), numbers(expected), rtol=1e-5, atol=1e-5)
 
